@@ -1,0 +1,34 @@
+"""Objects by their `package.module:name`."""
+
+import importlib
+from collections.abc import Iterable
+from typing import Any
+
+from agentcore.errors import ConfigurationError, first_line
+
+
+def import_object(path: str, what: str, known: Iterable[str] = ()) -> Any:
+    """The object at `package.module:name`.
+
+    Raises:
+        ConfigurationError: the path has another form, the module can't be imported, or has no such name.
+    """
+    module_name, separator, name = path.partition(":")
+    if not (module_name and separator and name):
+        listed = f" or one of {', '.join(known)}" if known else ""
+        raise ConfigurationError(f"{what} {path!r}: use package.module:name{listed}")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{what} {path!r}: no module {error.name!r}. Run where it can be imported, or set PYTHONPATH"
+        ) from None
+    except Exception as error:
+        raise ConfigurationError(
+            f"{what} {path!r}: importing {module_name} raised {first_line(error)}"
+        ) from error
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ConfigurationError(f"{what} {path!r}: {module_name} has no {part!r}")
+        found = getattr(found, part)
+    return found

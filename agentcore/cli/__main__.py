@@ -1,0 +1,3 @@
+from agentcore.cli import main
+
+main()

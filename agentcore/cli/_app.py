@@ -1,0 +1,40 @@
+"""The commands, one module per group."""
+
+from typing import Annotated
+
+import typer
+
+from agentcore._version import __version__
+from agentcore.cli import _optimize, _runs, _ui
+
+app = typer.Typer(
+    name="agentcore",
+    help="Optimize DSPy programs, prove the gain on held-out data, keep every figure in your own MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"agentcore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command()(_optimize.demo)
+app.command()(_optimize.optimize)
+app.command()(_runs.runs)
+app.command()(_runs.best)
+app.command()(_runs.show)
+app.command()(_ui.ui)

@@ -1,0 +1,123 @@
+"""What a running optimization shows: one live line in a terminal, a line a stage elsewhere."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator
+from typing import IO, Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from agentcore.cli._console import err
+from agentcore.journal import Event, StageStarted, TrialFinished, WarningRaised
+
+_STAGES = {
+    "preparing": "preparing",
+    "baseline": "measuring the baseline on the test split",
+    "search": "searching on train and validation",
+    "winner": "measuring the winner on the test split",
+    "logging": "logging to MLflow",
+}
+# What DSPy's bootstrapping and tqdm print, whether asked or not.
+_NOISE = re.compile(r"Bootstrapp(ing|ed) |\d+%\|.*\|.*(it/s|s/it|\?it)|^Average Metric|^\s*$")
+
+
+class LiveView:
+    """Fed by the pipeline's events and progress; a context manager around the run."""
+
+    def __init__(self, console: Console = err) -> None:
+        self.console = console
+        self.progress: Any = None
+        self._spinner = Spinner("dots")
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=8, transient=True)
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["LiveView"]:
+        if not self.console.is_terminal:
+            with _filtered_streams():
+                yield self
+            return
+        with self._live, _filtered_streams():
+            yield self
+
+    def started(self, progress: Any) -> None:
+        self.progress = progress
+
+    def event(self, event: Event) -> None:
+        if isinstance(event, WarningRaised):
+            self.console.print(f"[yellow]note:[/] {escape(event.message)}", soft_wrap=True)
+        elif isinstance(event, StageStarted) and not self.console.is_terminal:
+            self.console.print(f"{_STAGES.get(event.stage, event.stage)} …", soft_wrap=True)
+        elif isinstance(event, TrialFinished) and not self.console.is_terminal:
+            self.console.print(
+                f"  trial {event.trial}: {event.score:.3f} (best {event.best_score:.3f})", soft_wrap=True
+            )
+
+    def _render(self) -> Group | Text:
+        progress = self.progress
+        if progress is None:
+            return Text("loading …")
+        first = Table.grid(padding=(0, 1))
+        title = _STAGES.get(progress.stage, progress.stage)
+        bar = (
+            ProgressBar(total=progress.total, completed=progress.done, width=24)
+            if progress.total
+            else Text("")
+        )
+        count = f"{progress.done}/{progress.total}" if progress.total else ""
+        first.add_row(self._spinner, Text(title), bar, Text(count))
+        return Group(first, Text("  " + " · ".join(_figures(progress)), style="dim"))
+
+
+def _figures(progress: Any) -> list[str]:
+    spend = progress.meter.total
+    found = []
+    if progress.stage == "search" and progress.trials:
+        found.append(f"trial {progress.trial} of {progress.trials}")
+    if progress.best_score is not None:
+        found.append(f"best so far {progress.best_score:.3f}")
+    found.append(f"{spend.calls:,} LM calls")
+    found.append(f"{spend.total_tokens:,} tokens")
+    found.append(cost_text(spend.cost_usd))
+    found.append(f"{progress.seconds:.0f} s")
+    return found
+
+
+def cost_text(usd: float | None) -> str:
+    return "cost unknown" if usd is None else f"${usd:.4f}" if usd else "$0"
+
+
+class _Filter(io.TextIOBase):
+    """Passes the user's own prints on, and drops the libraries' bars."""
+
+    def __init__(self, target: IO[str]) -> None:
+        self._target = target
+
+    def write(self, text: str) -> int:
+        kept = "".join(line for line in re.split(r"(?<=[\n\r])", text) if line and not _NOISE.search(line))
+        if kept.strip():
+            self._target.write(kept if kept.endswith("\n") else kept + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._target.flush()
+
+    def isatty(self) -> bool:
+        return False
+
+
+@contextlib.contextmanager
+def _filtered_streams() -> Iterator[None]:
+    # The process is the command's own, so its streams are too.
+    with (
+        contextlib.redirect_stdout(_Filter(sys.stdout)),
+        contextlib.redirect_stderr(_Filter(sys.stderr)),
+    ):
+        yield

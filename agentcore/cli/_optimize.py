@@ -1,0 +1,213 @@
+"""`agentcore demo` and `agentcore optimize`."""
+
+from typing import Annotated, Any
+
+import typer
+
+from agentcore.cli._console import LOCAL_TRACKING, err, out, run, tracking_config
+from agentcore.errors import ConfigurationError
+
+_DEMO_SETTINGS = {"auto": "light", "max_bootstrapped_demos": 4, "max_labeled_demos": 16}
+
+Seed = Annotated[int, typer.Option(min=0, help="Of splits, search and resampling.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Examples in flight at once.")]
+Experiment = Annotated[
+    str | None, typer.Option(help="MLflow experiment (default: MLFLOW_EXPERIMENT_NAME or dspy-optimization).")
+]
+
+
+def demo(
+    dataset: Annotated[str, typer.Option(help="iris, wine or breast_cancer.")] = "iris",
+    lm: Annotated[
+        str | None,
+        typer.Option(
+            help="Language model, such as openai/gpt-5-mini [default: AGENTCORE_LM, else offline/knn]."
+        ),
+    ] = None,
+    seed: Seed = 0,
+    experiment: Experiment = None,
+) -> None:
+    """Optimize a classifier of real data that needs no download, and no key or network either."""
+    from agentcore.settings import Settings
+
+    model = lm or Settings().lm or "offline/knn"
+    _optimize(
+        program=None,
+        data=dataset,
+        lm=model,
+        request={
+            "target": {"type": "component", "id": dataset},
+            "optimizer_settings": {"miprov2": _DEMO_SETTINGS},
+        },
+        seed=seed,
+        experiment=experiment,
+    )
+
+
+def optimize(
+    program: Annotated[
+        str,
+        typer.Argument(
+            help="package.module:object, a signature such as 'question -> answer', or 'auto' "
+            "(built from the data's fields)."
+        ),
+    ],
+    data: Annotated[str, typer.Option(help="Examples: .jsonl, .json, .csv, or a built-in data set.")],
+    metric: Annotated[str, typer.Option(help="exact_match or package.module:function.")] = "exact_match",
+    lm: Annotated[
+        str | None, typer.Option(help="Such as openai/gpt-5-mini, or offline/knn [default: AGENTCORE_LM].")
+    ] = None,
+    prompt_lm: Annotated[
+        str | None, typer.Option(help="Proposes instructions [default: AGENTCORE_PROMPT_LM, else --lm].")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="Algorithm.")] = "miprov2",
+    auto: Annotated[str, typer.Option(help="How much to search: light, medium or heavy.")] = "light",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of the optimizer, such as max_labeled_demos=8; repeatable."),
+    ] = None,
+    inputs: Annotated[
+        str | None, typer.Option(help="Input fields, comma-separated [default: the program's].")
+    ] = None,
+    validation: Annotated[str | None, typer.Option(help="Validation examples (then --test too).")] = None,
+    test: Annotated[str | None, typer.Option(help="Test examples (then --validation too).")] = None,
+    objective: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="quality_score, success_rate, avg_cost or avg_latency_ms, with :weight; repeatable."
+        ),
+    ] = None,
+    target_id: Annotated[
+        str | None, typer.Option(help="What the run is called by [default: the program].")
+    ] = None,
+    target_type: Annotated[str, typer.Option(help="agent, workflow or component.")] = "component",
+    max_time: Annotated[float, typer.Option(help="Seconds that the search may take.")] = 7200,
+    max_lm_calls: Annotated[int | None, typer.Option(help="LM calls that the run may make.")] = None,
+    max_error_rate: Annotated[float, typer.Option(help="Share of examples that may fail.")] = 0.1,
+    max_concurrency: Concurrency = 16,
+    seed: Seed = 0,
+    experiment: Experiment = None,
+) -> None:
+    """Optimize PROGRAM on your examples and measure the gain on a held-out part of them."""
+    settings: dict[str, Any] = {"auto": auto} if optimizer == "miprov2" else {}
+    settings |= dict(_setting(text) for text in set_ or [])
+    _optimize(
+        program=None if program == "auto" else program,
+        data=data,
+        validation=validation,
+        test=test,
+        inputs=[name.strip() for name in inputs.split(",")] if inputs else None,
+        metric=metric,
+        lm=lm,
+        prompt_lm=prompt_lm,
+        request={
+            "target": {"type": target_type, "id": target_id or _slug(program)},
+            "objectives": [_objective(text) for text in objective or ["quality_score"]],
+            "algorithms": [optimizer],
+            "optimizer_settings": {optimizer: settings},
+            "constraints": {
+                "max_optimization_time": max_time,
+                "max_lm_calls": max_lm_calls,
+                "max_error_rate": max_error_rate,
+            },
+        },
+        seed=seed,
+        experiment=experiment,
+        max_concurrency=max_concurrency,
+    )
+
+
+def _optimize(
+    *,
+    program: str | None,
+    data: str,
+    lm: str | None,
+    request: dict[str, Any],
+    seed: int,
+    experiment: str | None,
+    validation: str | None = None,
+    test: str | None = None,
+    inputs: list[str] | None = None,
+    metric: str | None = None,
+    prompt_lm: str | None = None,
+    max_concurrency: int = 16,
+) -> None:
+    config = tracking_config(experiment)
+    where = (
+        "the working directory's mlflow.db" if config.tracking_uri == LOCAL_TRACKING else config.tracking_uri
+    )
+    err.print(f"[bold]agentcore[/] · tracking in {where} · loading DSPy and MLflow …", soft_wrap=True)
+
+    from pydantic import ValidationError
+
+    from agentcore.cli._live import LiveView
+    from agentcore.cli._render import print_result
+    from agentcore.data import load_dataset
+    from agentcore.dspy_optimization import OptimizationPipeline, OptimizationRequest
+    from agentcore.settings import explain
+
+    try:
+        checked = OptimizationRequest.model_validate(request)
+    except ValidationError as error:
+        raise ConfigurationError(explain(error)) from None
+    training: Any = load_dataset(data, input_fields=inputs) if inputs else data
+    view = LiveView()
+    pipeline = OptimizationPipeline(
+        program=program,
+        metric=metric,
+        lm=lm,
+        prompt_lm=prompt_lm,
+        mlflow_config=config,
+        max_concurrency=max_concurrency,
+        on_event=view.event,
+        on_progress=view.started,
+        seed=seed,
+    )
+    with view.running():
+        try:
+            result = run(
+                pipeline.run_optimization(
+                    checked, training_data=training, validation_data=validation, test_data=test
+                )
+            )
+        except typer.Exit:
+            _say_stopped(view)
+            raise
+    print_result(result, config.tracking_uri)
+    out.file.flush()
+
+
+def _say_stopped(view: Any) -> None:
+    best = view.progress.best_score if view.progress else None
+    kept = (
+        f"; the best candidate so far ({best:.3f} on validation) is kept with it" if best is not None else ""
+    )
+    err.print(
+        f"[yellow]stopped[/]: the run is marked KILLED{kept}. See it with: agentcore runs", soft_wrap=True
+    )
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    import json
+
+    name, separator, value = text.partition("=")
+    if not (name and separator):
+        raise ConfigurationError(f"--set {text!r}: write name=value")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, None if value == "None" else value
+
+
+def _objective(text: str) -> dict[str, Any]:
+    name, separator, weight = text.partition(":")
+    try:
+        return {"metric": name, "weight": float(weight) if separator else 1.0}
+    except ValueError:
+        raise ConfigurationError(f"--objective {text!r}: the weight is no number") from None
+
+
+def _slug(program: str) -> str:
+    import re
+
+    return re.sub(r"\W+", "-", program).strip("-") or "program"

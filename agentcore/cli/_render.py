@@ -1,0 +1,145 @@
+"""Results, runs and prompts as tables and text."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from agentcore.cli._console import out
+from agentcore.cli._live import cost_text
+
+_ROWS = (
+    ("success_rate", "success rate", "{:.3f}"),
+    ("quality_score", "quality score", "{:.3f}"),
+    ("avg_cost", "cost per example", "${:.6f}"),
+    ("avg_latency_ms", "latency", "{:.0f} ms"),
+)
+
+
+def print_result(result: Any, tracking: str | None) -> None:
+    """Baseline → optimized, what is certain about it, and what to type next."""
+    before, after = result.measured_baseline, result.optimized_performance
+    count = result.comparison.examples
+    table = Table(title=f"Test split, {count} examples that no optimizer saw", title_justify="left")
+    for column, justify in (("", "left"), ("baseline", "right"), ("optimized", "right"), ("change", "right")):
+        table.add_column(column, justify=justify)  # type: ignore[arg-type]
+    for name, label, form in _ROWS:
+        old, new = getattr(before, name), getattr(after, name)
+        table.add_row(label, _shown(old, form), _shown(new, form), _change(old, new, form))
+    out.print(table)
+    low, high = result.interval
+    out.print(
+        f"gain {result.comparison.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}, "
+        f"p = {_p(result.statistical_significance)}; {len(result.comparison.fixed)} examples fixed, "
+        f"{len(result.comparison.broken)} broken"
+    )
+    out.print(f"smallest gain that {count} examples reliably show: {result.smallest_detectable_gain:.3f}")
+    spend = result.spend
+    out.print(
+        f"spent {spend.calls:,} LM calls, {spend.total_tokens:,} tokens, {cost_text(spend.cost_usd)}, "
+        f"{result.optimization_details['duration_seconds']:.1f} s ({result.status.replace('_', ' ')})"
+    )
+    if not result.meets_threshold:
+        out.print("[yellow]the improvement is below min_improvement_threshold: not worth it[/]")
+    for warning in result.warnings:
+        out.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
+    if result.run_id:
+        out.print(f"\nrun {result.run_id} in {escape(tracking or '')}")
+        out.print(
+            f"next: [bold]agentcore show {result.run_id[:8]}[/] · "
+            "[bold]agentcore runs[/] · [bold]agentcore ui[/]"
+        )
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "unknown" if value is None else form.format(value)
+
+
+def _change(old: float | None, new: float | None, form: str) -> str:
+    if old is None or new is None:
+        return "unknown"
+    sign = "+" if new >= old else "-"
+    return sign + form.format(abs(new - old))
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}"
+
+
+def print_runs(runs: Sequence[Any]) -> None:
+    table = Table()
+    for column in ("run", "name", "status", "baseline", "optimized", "improvement", "p", "started (UTC)"):
+        table.add_column(
+            column, justify="right" if column in ("baseline", "optimized", "improvement", "p") else "left"
+        )
+    for item in runs:
+        metrics = item.metrics
+        gain = metrics.get("improvement_percentage")
+        table.add_row(
+            item.run_id[:8],
+            escape(item.name),
+            item.status,
+            _shown(metrics.get("baseline_quality_score"), "{:.3f}"),
+            _shown(metrics.get("optimized_quality_score"), "{:.3f}"),
+            "" if gain is None else f"{gain:+.1%}",
+            "" if gain is None else _p(metrics.get("statistical_significance", float("nan"))),
+            item.start_time.strftime("%Y-%m-%d %H:%M") if item.start_time else "",
+        )
+    out.print(table)
+
+
+def print_run(run: Any) -> None:
+    """A run's figures."""
+    out.print(f"[bold]{escape(run.name)}[/]  {run.status}  {run.run_id}")
+    if "error" in run.tags:
+        out.print(f"[red]{escape(run.tags['error'])}[/]", soft_wrap=True)
+    for key in ("agentcore.offline_lm", "warnings"):
+        if key in run.tags:
+            out.print(f"[yellow]note:[/] {escape(run.tags[key])}", soft_wrap=True)
+    table = Table(show_header=False)
+    for name, value in sorted(run.metrics.items()):
+        table.add_row(name, f"{value:.6g}")
+    out.print(table)
+
+
+def print_prompt(predictors: dict[str, Any]) -> None:
+    """Instruction and demonstrations of each predictor, as text to copy."""
+    for name, part in predictors.items():
+        out.print(
+            f"\n[bold]predictor {escape(name)}[/]: {escape(', '.join(part['inputs']))} → "
+            f"{escape(', '.join(part['outputs']))}"
+        )
+        out.print("[bold]instruction[/]")
+        out.print(escape(part["instruction"]), soft_wrap=True)
+        for number, demo in enumerate(part["demos"], 1):
+            out.print(f"[bold]demonstration {number}[/]")
+            for field, value in demo.items():
+                out.print(f"  {escape(field)}: {escape(str(value))}", soft_wrap=True)
+
+
+def print_flipped(content: dict[str, Any], limit: int) -> None:
+    """Examples that the optimized program fixed or broke."""
+    for kind in ("fixed", "broken"):
+        indices = content[kind]
+        out.print(f"\n[bold]{len(indices)} {kind}[/]" + (f" (first {limit})" if len(indices) > limit else ""))
+        for index in indices[:limit]:
+            item = content["examples"][index]
+            before, after = (item[side]["prediction"] for side in ("baseline", "optimized"))
+            out.print(
+                f"  {escape(_fields(item['inputs']))} | label {escape(_fields(item['labels']))} | "
+                f"{escape(_answer(before, item['labels']))} → {escape(_answer(after, item['labels']))}",
+                soft_wrap=True,
+            )
+
+
+def _fields(values: dict[str, Any], limit: int = 100) -> str:
+    text = ", ".join(f"{name}={value}" for name, value in values.items())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _answer(prediction: dict[str, Any] | None, labels: dict[str, Any]) -> str:
+    if prediction is None:
+        return "(failed)"
+    shown = {name: value for name, value in prediction.items() if name in labels} or prediction
+    return _fields(shown)

@@ -1,0 +1,110 @@
+"""What rows must hold before they become a dataset."""
+
+import json
+import keyword
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from agentcore.errors import DataError
+
+LABEL_NAMES = frozenset(
+    {
+        "answer",
+        "category",
+        "class_name",
+        "expected",
+        "label",
+        "output",
+        "response",
+        "sentiment",
+        "target",
+        "y",
+    }
+)
+
+
+InputFields = Sequence[str] | Callable[[tuple[str, ...]], Sequence[str] | None] | None
+"""Input fields by name; or a function that chooses them among the data's fields (None: it can't tell)."""
+
+
+def check_rows(rows: Sequence[Mapping[str, Any]], name: str) -> None:
+    """Raise `DataError`, naming the row (from 1) and the field, unless all rows have equal usable fields."""
+    if not rows:
+        raise DataError(f"{name}: no examples. Give a list of rows such as {{'question': …, 'answer': …}}")
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise DataError(f"{name}, row {number}: expected a dict of fields, got {type(row).__name__}")
+    fields = dict.fromkeys(rows[0])
+    if not fields:
+        raise DataError(f"{name}, row 1: no fields")
+    for field in fields:
+        _check_name(field, name)
+    for number, row in enumerate(rows, 1):
+        if row.keys() != fields.keys():
+            _raise_differing(name, number, list(fields), list(row))
+        for field, value in row.items():
+            _check_value(value, f"{name}, row {number}, field {field!r}")
+
+
+def resolve_input_fields(fields: tuple[str, ...], input_fields: InputFields, name: str) -> tuple[str, ...]:
+    """The input fields, given, chosen or guessed from names that say label; at least one stays an output."""
+    if callable(input_fields):
+        input_fields = input_fields(fields)
+    if input_fields is None:
+        labels = [field for field in fields if field.lower() in LABEL_NAMES]
+        if not labels:
+            raise DataError(
+                f"{name}: can't tell inputs from outputs among the fields {', '.join(fields)}. "
+                "Name the inputs (input_fields=[…], or --inputs a,b)"
+            )
+        input_fields = [field for field in fields if field not in labels]
+    missing = [field for field in input_fields if field not in fields]
+    if missing:
+        raise DataError(
+            f"{name}: no field {', '.join(map(repr, missing))} in the data (it has {', '.join(fields)})"
+        )
+    chosen = tuple(field for field in fields if field in set(input_fields))
+    if not chosen or len(chosen) == len(fields):
+        raise DataError(
+            f"{name}: {'every' if chosen else 'no'} field is an input; "
+            f"examples need at least one input and one output among {', '.join(fields)}"
+        )
+    return chosen
+
+
+def _check_name(field: Any, name: str) -> None:
+    if not isinstance(field, str) or not field.isidentifier() or keyword.iskeyword(field):
+        usable = re.sub(r"\W+", "_", str(field)).strip("_") or "field"
+        raise DataError(
+            f"{name}: field name {field!r} is no Python identifier, which a DSPy field has to be. "
+            f"Rename it, for example to {usable!r}"
+        )
+
+
+def _raise_differing(name: str, number: int, expected: list[str], actual: list[str]) -> None:
+    missing = [field for field in expected if field not in actual]
+    extra = [field for field in actual if field not in expected]
+    what = []
+    if missing:
+        what.append(f"lacks {', '.join(missing)}")
+    if extra:
+        what.append(f"has {', '.join(map(str, extra))} besides")
+    raise DataError(
+        f"{name}, row {number}: its fields differ from row 1's ({', '.join(expected)}): "
+        f"it {' and '.join(what)}"
+    )
+
+
+def _check_value(value: Any, where: str) -> None:
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise DataError(f"{where}: missing value. Fill it in or drop the row")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{where}: {value} is no finite number. Fill it in or drop the row")
+    if isinstance(value, (str, int, float, bool)):
+        return
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: a {type(value).__name__} that JSON can't hold ({error})") from None

@@ -1,0 +1,21 @@
+"""Optimize a DSPy program and prove the gain."""
+
+from agentcore.dspy_optimization.models import (
+    OptimizationConstraints,
+    OptimizationObjective,
+    OptimizationRequest,
+    OptimizationResult,
+    OptimizationTarget,
+    PerformanceMetrics,
+)
+from agentcore.dspy_optimization.pipeline import OptimizationPipeline
+
+__all__ = [
+    "OptimizationConstraints",
+    "OptimizationObjective",
+    "OptimizationPipeline",
+    "OptimizationRequest",
+    "OptimizationResult",
+    "OptimizationTarget",
+    "PerformanceMetrics",
+]

@@ -1,0 +1,162 @@
+"""Everything that can be wrong before the first LM call is found here."""
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentcore.data import Dataset, Splits, given_splits, load_dataset
+from agentcore.dspy_optimization._program import (
+    check_fit,
+    checked_program,
+    input_fields_for,
+    program_from_data,
+    resolve_program,
+    unseen_labels,
+)
+from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceMetrics
+from agentcore.dspy_optimization.optimizers import Optimizer, make_optimizer
+from agentcore.errors import ConfigurationError, DataError
+from agentcore.evaluation import Metric, ScoredMetric, resolve_metric
+from agentcore.lm import OFFLINE_NOTE, is_offline, lm_secrets, resolve_lm
+from agentcore.settings import Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """One optimization, with all that it needs resolved and checked."""
+
+    optimization_id: str
+    request: OptimizationRequest
+    program: Any
+    program_path: str | None
+    data: Dataset
+    splits: Splits
+    metric: ScoredMetric
+    lm: Any
+    prompt_lm: Any
+    optimizer: Optimizer
+    given_baseline: PerformanceMetrics | None
+    seed: int
+    warnings: tuple[str, ...]
+
+    @property
+    def secrets(self) -> list[str]:
+        return lm_secrets(self.lm, self.prompt_lm, *(item.lm for item in self.program.predictors()))
+
+    def params(self) -> dict[str, Any]:
+        """The run's parameters in MLflow."""
+        request, optimizer = self.request, self.optimizer
+        return {
+            "algorithm": optimizer.name,
+            "target_id": request.target.id,
+            "target_type": request.target.type,
+            "seed": self.seed,
+            "lm": self.lm.model,
+            "prompt_lm": self.prompt_lm.model,
+            "metric": self.metric.name,
+            "program": self.program_path
+            or f"{type(self.program).__module__}:{type(self.program).__qualname__}",
+            **{f"{optimizer.name}.{key}": value for key, value in optimizer.settings().items()},
+            **{f"objective.{item.metric}": item.weight for item in request.objectives},
+            **{f"constraint.{key}": value for key, value in request.constraints.model_dump().items()},
+            "dataset": self.data.name,
+            "dataset_digest": self.data.digest,
+            **{f"{name}_digest": part.digest for name, part in self.splits._asdict().items()},
+            **{f"{name}_size": len(part) for name, part in self.splits._asdict().items()},
+        }
+
+
+def prepare(
+    request: OptimizationRequest | Mapping[str, Any],
+    *,
+    program: Any,
+    program_path: str | None,
+    metric: Metric | str | None,
+    lm: Any,
+    prompt_lm: Any,
+    seed: int,
+    training_data: Any,
+    validation_data: Any,
+    test_data: Any,
+    baseline_metrics: PerformanceMetrics | Mapping[str, float] | None,
+) -> Job:
+    """Resolve and check a request.
+
+    Raises:
+        ConfigurationError: no LM, an unknown optimizer, program or metric, wrong settings.
+        DataError: examples that can't be used, or don't fit the program.
+    """
+    request = OptimizationRequest.model_validate(request)
+    constraints = request.constraints
+    if isinstance(program, str):
+        program, program_path = resolve_program(program)
+    if program is not None:
+        checked_program(program)
+    optimizer = _optimizer(request)
+    resolved_metric = resolve_metric(metric, success_threshold=constraints.success_threshold)
+    data, splits = _splits(program, training_data, validation_data, test_data, seed)
+    if program is None:
+        program = program_from_data(data)
+    check_fit(program, data)
+    task_lm = resolve_lm(lm)
+    proposer = prompt_lm or Settings().prompt_lm
+    prompt_lm = resolve_lm(proposer) if proposer else task_lm
+    warnings = unseen_labels(program, splits)
+    if is_offline(task_lm) or is_offline(prompt_lm):
+        warnings.append(OFFLINE_NOTE)
+    return Job(
+        optimization_id=uuid.uuid4().hex,
+        request=request,
+        program=program,
+        program_path=program_path,
+        data=data,
+        splits=splits,
+        metric=resolved_metric,
+        lm=task_lm,
+        prompt_lm=prompt_lm,
+        optimizer=optimizer,
+        given_baseline=(
+            None if baseline_metrics is None else PerformanceMetrics.model_validate(baseline_metrics)
+        ),
+        seed=seed,
+        warnings=tuple(warnings),
+    )
+
+
+def _optimizer(request: OptimizationRequest) -> Optimizer:
+    if len(request.algorithms) > 1:
+        raise ConfigurationError(
+            f"algorithms {', '.join(request.algorithms)}: one optimizer per request. Run one request for each"
+        )
+    unused = [name for name in request.optimizer_settings if name not in request.algorithms]
+    if unused:
+        raise ConfigurationError(f"optimizer_settings for {', '.join(unused)}, which algorithms doesn't name")
+    (name,) = request.algorithms
+    return make_optimizer(name, request.optimizer_settings.get(name))
+
+
+def _splits(program: Any, training: Any, validation: Any, test: Any, seed: int) -> tuple[Dataset, Splits]:
+    if training is None:
+        raise DataError("no training_data: give labelled examples (a list of dicts, a file, a DataFrame)")
+    data = _load(program, training)
+    if validation is None and test is None:
+        return data, data.split(seed=seed)
+    if validation is None or test is None:
+        raise DataError("give both validation_data and test_data, or neither (training_data is then split)")
+    others = [
+        load_dataset(source, input_fields=data.input_fields, name=f"{data.name}-{suffix}")
+        for source, suffix in ((validation, "validation"), (test, "test"))
+    ]
+    splits = given_splits(data.part("train", data.examples), *others)
+    everything = Dataset.from_rows(
+        [row for part in splits for row in part.rows()], input_fields=data.input_fields, name=data.name
+    )
+    return everything, splits
+
+
+def _load(program: Any, source: Any) -> Dataset:
+    """Load data; where neither it nor the caller says which fields are inputs, the program's own do."""
+    if program is None:
+        return load_dataset(source)
+    return load_dataset(source, input_fields=lambda fields: input_fields_for(program, fields))

@@ -1,0 +1,154 @@
+"""Programs: built from a signature or from the data's fields, or imported; and checked against the data."""
+
+import inspect
+from typing import Any, Literal, get_args, get_origin
+
+import dspy
+
+from agentcore._imports import import_object
+from agentcore.data import Dataset, Splits
+from agentcore.errors import ConfigurationError, DataError
+
+_MAX_LABELS = 20
+
+
+def resolve_program(spec: str) -> tuple[Any, str | None]:
+    """A program and its import path from `package.module:object`, or from a signature such as
+    `"question -> answer"` (no path).
+
+    Raises:
+        ConfigurationError: neither can be had from `spec`.
+    """
+    if "->" in spec:
+        try:
+            return dspy.ChainOfThought(spec), None
+        except Exception as error:  # noqa: BLE001 - DSPy raises whatever its parser does
+            raise ConfigurationError(
+                f"program {spec!r} is no signature ({error}): write 'question -> answer'"
+            ) from None
+    found = import_object(spec, "program")
+    if isinstance(found, type) and issubclass(found, dspy.Module):
+        try:
+            found = found()
+        except TypeError as error:
+            raise ConfigurationError(
+                f"program {spec!r}: can't be made without arguments ({error}); name an instance instead"
+            ) from None
+    return checked_program(found, f"program {spec!r}"), spec
+
+
+def checked_program(program: Any, what: str = "program") -> Any:
+    """`program`, which must be a `dspy.Module` instance with at least one predictor."""
+    if not isinstance(program, dspy.Module):
+        raise ConfigurationError(f"{what} must be a dspy.Module instance, got {type(program).__name__}")
+    if not program.predictors():
+        raise ConfigurationError(f"{what} has no dspy.Predict inside: nothing to optimize")
+    return program
+
+
+def program_from_data(data: Dataset) -> Any:
+    """A program from the data's fields: labels of few values become a `dspy.Predict` over a Literal,
+    all else a `dspy.ChainOfThought`."""
+    fields: dict[str, Any] = {}
+    for name in data.input_fields:
+        fields[name] = (_type_of([item.values[name] for item in data]), dspy.InputField())
+    types = {name: _output_type([item.values[name] for item in data]) for name in data.output_fields}
+    for name, kind in types.items():
+        fields[name] = (kind, dspy.OutputField())
+    instruction = data.description or (
+        f"Given the fields {', '.join(f'`{name}`' for name in data.input_fields)}, "
+        f"produce the fields {', '.join(f'`{name}`' for name in data.output_fields)}."
+    )
+    signature = dspy.Signature(fields, instruction)
+    if all(get_origin(kind) is Literal for kind in types.values()):
+        return dspy.Predict(signature)
+    return dspy.ChainOfThought(signature)
+
+
+def _type_of(values: list[Any]) -> Any:
+    kinds = {type(value) for value in values}
+    if kinds <= {int, float} and kinds:
+        return float if float in kinds else int
+    kind = kinds.pop() if len(kinds) == 1 else str
+    return kind if kind in (str, bool, list, dict) else str
+
+
+def _output_type(values: list[Any]) -> Any:
+    kind = _type_of(values)
+    labels = sorted(set(values)) if kind is str else []
+    if 2 <= len(labels) <= _MAX_LABELS and len(values) >= 3 * len(labels):
+        return Literal[tuple(labels)]
+    return kind
+
+
+def input_names(program: Any) -> list[str] | None:
+    """The inputs that the program's signature or `forward` names; None where it takes anything."""
+    if isinstance(program, (dspy.Predict, dspy.ChainOfThought)):
+        return list(program.predictors()[0].signature.input_fields)
+    parameters = inspect.signature(type(program).forward).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return [parameter.name for parameter in parameters if parameter.name != "self"]
+
+
+def required_inputs(program: Any) -> list[str]:
+    names = input_names(program) or []
+    if isinstance(program, (dspy.Predict, dspy.ChainOfThought)):
+        return names
+    parameters = inspect.signature(type(program).forward).parameters
+    return [name for name in names if parameters[name].default is inspect.Parameter.empty]
+
+
+def check_fit(program: Any, data: Dataset) -> None:
+    """Raise `DataError` unless the data has the program's inputs, and only labels that its types allow."""
+    names = input_names(program)
+    missing = [name for name in required_inputs(program) if name not in data.input_fields]
+    extra = [name for name in data.input_fields if names is not None and name not in names]
+    if missing or extra:
+        raise DataError(
+            f"{data.name}: its inputs ({', '.join(data.input_fields)}) are not the program's "
+            f"({', '.join(names or [])}); name them with input_fields=[…] (--inputs a,b)"
+        )
+    for name, allowed in _literal_outputs(program).items():
+        if name not in data.output_fields:
+            continue
+        for number, item in enumerate(data, 1):
+            if item.values[name] not in allowed:
+                raise DataError(
+                    f"{data.name}, row {number}: label {name}={item.values[name]!r} is none that the program "
+                    f"can answer ({', '.join(map(repr, allowed))})"
+                )
+
+
+def unseen_labels(program: Any, splits: Splits) -> list[str]:
+    """Warnings for labels of the test split that neither train nor validation holds."""
+    known = [*splits.train, *splits.validation]
+    found = []
+    for name in _literal_outputs(program):
+        if name in splits.test.output_fields:
+            seen = {item.values[name] for item in known}
+            unseen = sorted({str(item.values[name]) for item in splits.test if item.values[name] not in seen})
+            if unseen:
+                found.append(
+                    f"label {name}={', '.join(unseen)} is in the test split only: "
+                    "no demonstration can show it; add examples of it"
+                )
+    return found
+
+
+def _literal_outputs(program: Any) -> dict[str, tuple[Any, ...]]:
+    return {
+        name: get_args(info.annotation)
+        for predictor in program.predictors()
+        for name, info in predictor.signature.output_fields.items()
+        if get_origin(info.annotation) is Literal
+    }
+
+
+def input_fields_for(program: Any, fields: tuple[str, ...]) -> list[str] | None:
+    """Which of the data's fields are inputs, as the program's own inputs tell; None where they don't."""
+    names = input_names(program)
+    if not names:
+        return None
+    chosen = [name for name in fields if name in names]
+    return chosen if chosen and len(chosen) < len(fields) else None

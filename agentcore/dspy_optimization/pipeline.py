@@ -1,0 +1,422 @@
+"""The order of the steps: baseline, search, winner, comparison."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import dspy
+
+from agentcore._sync import SyncTwin
+from agentcore.data import Example
+from agentcore.dspy_optimization._figures import (
+    contradictions,
+    improvement,
+    key_improvements,
+    targets_met,
+    unknown_figure,
+)
+from agentcore.dspy_optimization._prepare import Job, prepare
+from agentcore.dspy_optimization._progress import Progress
+from agentcore.dspy_optimization._recorder import Recorder
+from agentcore.dspy_optimization.models import (
+    OptimizationRequest,
+    OptimizationResult,
+    PerformanceMetrics,
+    Status,
+)
+from agentcore.dspy_optimization.optimizers import SearchTask, Trial
+from agentcore.errors import (
+    AgentCoreError,
+    ConfigurationError,
+    EvaluationError,
+    LMUnavailableError,
+    first_line,
+    redact,
+)
+from agentcore.evaluation import EvaluationReport, Limits, Metric, compare, evaluate
+from agentcore.journal import (
+    BaselineMeasured,
+    CandidateProposed,
+    EventSink,
+    RunFinished,
+    RunStarted,
+    StageStarted,
+    TrialFinished,
+    WarningRaised,
+    WinnerMeasured,
+)
+from agentcore.lm import Guard, SearchStopped
+from agentcore.settings import MLflowConfig
+from agentcore.tracking import MLflowTracker
+
+
+class OptimizationPipeline:
+    """Optimizes a DSPy program and measures the gain on examples that no optimizer saw.
+
+    One pipeline may run several optimizations at once, each with its own run, LMs and account.
+    `pipeline.sync.run_optimization(...)` is the blocking twin.
+
+    Args:
+        program: a `dspy.Module`, `"package.module:object"`, or a signature `"question -> answer"`;
+            None builds one from the data's fields.
+        metric: a function (see `agentcore.evaluation.Metric`), `"package.module:function"` or
+            `"exact_match"`; None means exact match on the output fields.
+        lm: a `dspy.LM` or its name; None takes AGENTCORE_LM, then `dspy.settings.lm`.
+        prompt_lm: proposes instructions; None takes AGENTCORE_PROMPT_LM, then `lm`.
+        mlflow_config: where to track; None reads the environment.
+        enable_tracking: False logs nothing anywhere.
+        max_concurrency: examples in flight at once, all evaluations of one run together.
+        on_event: called in the event loop with every journal event.
+        on_progress: called once with the `Progress` of a run that starts, which may be read at any time.
+        seed: of splits, search and resampling.
+        program_path: `package.module:object`, where `program` can be imported from when its model is
+            loaded.
+    """
+
+    def __init__(
+        self,
+        program: Any = None,
+        metric: Metric | str | None = None,
+        lm: Any = None,
+        *,
+        prompt_lm: Any = None,
+        mlflow_config: MLflowConfig | None = None,
+        enable_tracking: bool = True,
+        max_concurrency: int = 16,
+        on_event: EventSink | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+        seed: int = 0,
+        program_path: str | None = None,
+    ) -> None:
+        if max_concurrency < 1:
+            raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}")
+        if seed < 0:
+            raise ConfigurationError(f"seed must be 0 or more, not {seed}")
+        self.program = program
+        self.metric = metric
+        self.lm = lm
+        self.prompt_lm = prompt_lm
+        self.mlflow_config = mlflow_config or (MLflowConfig() if enable_tracking else None)
+        self.enable_tracking = enable_tracking
+        self.max_concurrency = max_concurrency
+        self.on_event = on_event
+        self.on_progress = on_progress
+        self.seed = seed
+        self.program_path = program_path
+
+    @property
+    def sync(self) -> Any:
+        """The blocking twin of this pipeline."""
+        return SyncTwin(self)
+
+    async def run_optimization(
+        self,
+        request: OptimizationRequest | Mapping[str, Any],
+        baseline_metrics: PerformanceMetrics | Mapping[str, float] | None = None,
+        training_data: Any = None,
+        *,
+        validation_data: Any = None,
+        test_data: Any = None,
+    ) -> OptimizationResult:
+        """Run one optimization.
+
+        One list of examples is split 30/30/40 into train, validation and test. Cancelling stops the search
+        at its next LM call, keeps the best candidate so far and marks the run KILLED.
+
+        Args:
+            request: what to optimize, for what, within which bounds.
+            baseline_metrics: the caller's own figures, logged as `baseline_*`; the baseline is measured
+                all the same.
+            training_data: anything `load_dataset` takes.
+            validation_data, test_data: splits of the caller's own; both or neither.
+
+        Raises:
+            ConfigurationError, DataError, MetricError: a mistake of the caller's; the message says where.
+            TrackingError: MLflow can't be reached at the start.
+            LMUnavailableError: the LM failed; the run is FAILED, nothing is scored 0.
+            EvaluationError: too many examples failed, or an objective can't be measured.
+        """
+        job = prepare(
+            request,
+            program=self.program,
+            program_path=self.program_path,
+            metric=self.metric,
+            lm=self.lm,
+            prompt_lm=self.prompt_lm,
+            seed=self.seed,
+            training_data=training_data,
+            validation_data=validation_data,
+            test_data=test_data,
+            baseline_metrics=baseline_metrics,
+        )
+        tracker = MLflowTracker(self.mlflow_config) if self.enable_tracking else None
+        return await _Run(self, job, tracker).execute()
+
+
+class _Run:
+    """One optimization from its first event to its last."""
+
+    def __init__(self, pipeline: OptimizationPipeline, job: Job, tracker: MLflowTracker | None) -> None:
+        self.job = job
+        self.constraints = job.request.constraints
+        self.sink = pipeline.on_event
+        self.max_concurrency = pipeline.max_concurrency
+        self.gate = asyncio.Semaphore(pipeline.max_concurrency)
+        self.progress = Progress()
+        self.warnings: list[str] = []
+        self.best: Trial | None = None
+        self.recorder = Recorder(tracker, job, self.warn)
+        if pipeline.on_progress:
+            pipeline.on_progress(self.progress)
+
+    async def execute(self) -> OptimizationResult:
+        job = self.job
+        await self.recorder.start()
+        self.emit(
+            RunStarted,
+            run_id=self.recorder.run_id,
+            target_type=job.request.target.type,
+            target_id=job.request.target.id,
+            seed=job.seed,
+            split_sizes=job.splits.sizes,
+        )
+        for message in job.warnings:
+            self.warn(message)
+        try:
+            return await self.steps()
+        except asyncio.CancelledError:
+            self.emit(RunFinished, status="cancelled")
+            await self.recorder.cancelled(self.best)
+            raise
+        except BaseException as error:
+            known = error if isinstance(error, AgentCoreError) else None
+            message = redact(str(known) if known else first_line(error), job.secrets)
+            self.emit(RunFinished, status="failed", error=message)
+            await self.recorder.failed(EvaluationError(message))
+            raise
+
+    async def steps(self) -> OptimizationResult:
+        started = time.monotonic()
+        baseline = await self.measure("baseline", self.job.program)
+        self.check_objectives(baseline)
+        self.emit(BaselineMeasured, metrics=baseline.metrics.model_dump())
+        program, status = await self.search(reserve=self.progress.meter.total.calls)
+        optimized = await self.measure("winner", program)
+        result = self.result(program, status, baseline, optimized, time.monotonic() - started)
+        self.emit(
+            WinnerMeasured,
+            metrics=optimized.metrics.model_dump(),
+            improvement=result.improvement_percentage,
+            p_value=result.statistical_significance,
+        )
+        self.stage("logging")
+        await self.recorder.result(result, baseline, optimized)
+        self.emit(RunFinished, status=status, summary={"run_id": self.recorder.run_id})
+        return result.model_copy(update={"warnings": list(self.warnings)})
+
+    async def measure(self, stage: str, program: Any) -> EvaluationReport:
+        """Evaluate a program on the test split."""
+        test = self.job.splits.test
+        self.stage(stage, len(test))
+        with self.metered(stage):
+            return await self.evaluate(program, test, max_error_rate=self.constraints.max_error_rate)
+
+    async def search(self, reserve: int) -> tuple[Any, Status]:
+        """Optimize on train and validation; the program to keep, and how the search ended.
+
+        Args:
+            reserve: LM calls that measuring the winner will take.
+        """
+        job, loop = self.job, asyncio.get_running_loop()
+        guard = Guard(self.call_limit(reserve))
+        task = self.search_task(guard)
+        self.stage("search")
+        timer = loop.call_later(self.constraints.max_optimization_time, guard.stop, "time_limit")
+        stopped: SearchStopped | None = None
+        program = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.recorder.follow_trials())
+                with self.metered("search"), guard.watching():
+                    try:
+                        program = await job.optimizer.optimize(task)
+                    except SearchStopped as stop:
+                        stopped = stop
+                    finally:
+                        self.recorder.no_more_trials()
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        finally:
+            timer.cancel()
+        if stopped is None:
+            return program, "completed"
+        if stopped.reason in ("time_limit", "call_limit"):
+            return self.kept(task, stopped), "budget_exhausted"
+        raise self.failure(stopped)
+
+    def search_task(self, guard: Guard) -> SearchTask:
+        job = self.job
+
+        async def score(program: Any, examples: Sequence[Example]) -> EvaluationReport:
+            self.progress.done, self.progress.total = 0, len(examples)
+            return await self.evaluate(
+                program, examples, max_error_rate=self.constraints.max_error_rate, only_lm_failures=True
+            )
+
+        def on_trial(trial: Trial) -> None:
+            self.best = task.best
+            best = self.best.score if self.best else trial.score
+            self.progress.trial, self.progress.best_score = trial.number, best
+            self.recorder.trial(trial, best)
+            self.emit(
+                TrialFinished,
+                trial=trial.number,
+                score=trial.score,
+                best_score=best,
+                full=trial.full,
+                examples=trial.examples,
+            )
+
+        def on_space(instructions: dict[str, list[str]], demo_sets: dict[str, int], trials: int) -> None:
+            self.progress.trials = trials
+            self.emit(CandidateProposed, instructions=instructions, demo_sets=demo_sets)
+
+        task = SearchTask(
+            program=job.program.deepcopy(),
+            train=job.splits.train,
+            validation=job.splits.validation,
+            metric=job.metric,
+            lm=job.lm,
+            prompt_lm=job.prompt_lm,
+            seed=job.seed,
+            max_concurrency=self.max_concurrency,
+            guard=guard,
+            evaluate=score,
+            on_trial=on_trial,
+            on_space=on_space,
+        )
+        return task
+
+    def call_limit(self, reserve: int) -> int | None:
+        limit = self.constraints.max_lm_calls
+        if limit is None:
+            return None
+        if limit <= 2 * reserve:
+            raise ConfigurationError(
+                f"max_lm_calls={limit} leaves nothing for the search: baseline and winner take {reserve} each"
+            )
+        return limit - 2 * reserve
+
+    def kept(self, task: SearchTask, stopped: SearchStopped) -> Any:
+        reason = {
+            "time_limit": f"max_optimization_time ({self.constraints.max_optimization_time:g} s)",
+            "call_limit": f"max_lm_calls ({self.constraints.max_lm_calls})",
+        }[stopped.reason]
+        if task.best is None:
+            self.warn(f"{reason} was reached before any candidate was scored: the program is kept as given")
+            return self.job.program.deepcopy()
+        self.warn(f"{reason} was reached after {len(task.trials)} trials: the best so far is kept")
+        return task.best.program
+
+    def failure(self, stopped: SearchStopped) -> AgentCoreError:
+        error = stopped.error
+        if isinstance(error, AgentCoreError):
+            return error
+        cause = redact(first_line(error) if error else stopped.reason, self.job.secrets)
+        return LMUnavailableError(
+            f"the language model {self.job.lm.model} failed during the search: {cause}. "
+            "No score was made up; run again once it answers"
+        )
+
+    async def evaluate(
+        self,
+        program: Any,
+        examples: Sequence[Example],
+        *,
+        max_error_rate: float,
+        only_lm_failures: bool = False,
+    ) -> EvaluationReport:
+        def count(_: object) -> None:
+            self.progress.done += 1
+
+        return await evaluate(
+            program,
+            examples,
+            self.job.metric,
+            lm=self.job.lm,
+            limits=Limits(self.max_concurrency, max_error_rate, only_lm_failures, self.gate),
+            on_record=count,
+        )
+
+    def check_objectives(self, baseline: EvaluationReport) -> None:
+        """Refuse an objective that can't be measured before the search spends anything on it."""
+        metrics = baseline.metrics
+        for objective in self.job.request.objectives:
+            if getattr(metrics, objective.metric) is None:
+                raise EvaluationError(unknown_figure(objective.metric))
+        if self.job.given_baseline is not None:
+            for message in contradictions(self.job.given_baseline, metrics, len(baseline.records)):
+                self.warn(message)
+
+    def result(
+        self,
+        program: Any,
+        status: Status,
+        baseline: EvaluationReport,
+        optimized: EvaluationReport,
+        seconds: float,
+    ) -> OptimizationResult:
+        job, objectives = self.job, self.job.request.objectives
+        comparison = compare(baseline, optimized, seed=job.seed)
+        before, after = baseline.metrics, optimized.metrics
+        gain = improvement(before, after, objectives)
+        return OptimizationResult(
+            optimization_id=job.optimization_id,
+            run_id=self.recorder.run_id,
+            status=status,
+            baseline_performance=job.given_baseline or before,
+            measured_baseline=before,
+            optimized_performance=after,
+            improvement_percentage=gain,
+            statistical_significance=comparison.p_value,
+            interval=comparison.interval,
+            smallest_detectable_gain=comparison.smallest_detectable_gain,
+            comparison=comparison,
+            meets_threshold=gain >= self.constraints.min_improvement_threshold,
+            targets_met=targets_met(after, objectives),
+            optimization_details={
+                "algorithm": job.optimizer.name,
+                "parameters": {**job.optimizer.settings(), "seed": job.seed},
+                "iterations": len(self.recorder.trials),
+                "duration_seconds": seconds,
+                "key_improvements": key_improvements(before, after, comparison, job.program, program),
+                "trials": [point._asdict() for point in self.recorder.trials],
+            },
+            spend=self.progress.meter.total,
+            spend_by_stage=self.progress.meter.by_stage(),
+            warnings=list(self.warnings),
+            program=program,
+        )
+
+    @contextmanager
+    def metered(self, stage: str) -> Iterator[None]:
+        # ReAct's asynchronous tools run while DSPy's own optimizers call the program synchronously.
+        with (
+            self.progress.meter.stage(stage),
+            dspy.context(lm=self.job.lm, allow_tool_async_sync_conversion=True),
+        ):
+            yield
+
+    def stage(self, name: str, total: int = 0) -> None:
+        self.progress.begin(name, total)
+        self.emit(StageStarted, stage=name)
+
+    def warn(self, message: str) -> None:
+        self.warnings.append(message)
+        self.emit(WarningRaised, message=message)
+
+    def emit(self, kind: Any, **values: Any) -> None:
+        if self.sink:
+            self.sink(kind(optimization_id=self.job.optimization_id, **values))

@@ -1,0 +1,70 @@
+"""One exception root, few leaves. Every message says what was wrong, where, and what to do."""
+
+import os
+import re
+from collections.abc import Iterable
+
+_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
+_MIN_SECRET_LENGTH = 8
+
+
+class AgentCoreError(Exception):
+    """The root of every error that AgentCore raises on purpose.
+
+    `exit_code` is what the command line exits with: 2 for wrong usage, 3 where something outside failed.
+    """
+
+    exit_code = 3
+
+
+class ConfigurationError(AgentCoreError):
+    """Wrong arguments, settings, program path, optimizer or LM name."""
+
+    exit_code = 2
+
+
+class DataError(AgentCoreError):
+    """Examples that can't be used as they are."""
+
+    exit_code = 2
+
+
+class MetricError(AgentCoreError):
+    """A metric raised, or returned what is not a score in 0–1."""
+
+    exit_code = 2
+
+
+class EvaluationError(AgentCoreError):
+    """Too many examples failed for the scores to mean anything."""
+
+
+class LMUnavailableError(EvaluationError):
+    """The language model can't be reached, or refuses: never turned into a score of 0."""
+
+
+class TrackingError(AgentCoreError):
+    """The MLflow server or its stores can't be reached, or refuse."""
+
+
+class ArtifactError(AgentCoreError):
+    """A stored model is missing, changed, or doesn't fit the program it is loaded into."""
+
+
+def redact(text: str, secrets: Iterable[str] = ()) -> str:
+    """`text` without any known secret: those given, and the values of environment variables whose
+    names say that they hold one (KEY, TOKEN, SECRET, PASSWORD, CREDENTIAL; at least 8 characters)."""
+    known = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    known.update(secrets)
+    for secret in sorted(known, key=len, reverse=True):
+        if len(secret) >= _MIN_SECRET_LENGTH:
+            text = text.replace(secret, "[redacted]")
+    return text
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """An error from elsewhere on one line, redacted: its class and the start of its message."""
+    message = " ".join(str(error).split())
+    if len(message) > limit:
+        message = message[: limit - 1] + "…"
+    return redact(f"{type(error).__name__}: {message}" if message else type(error).__name__)

@@ -1,0 +1,31 @@
+"""Run a program over a dataset: per-example records, metrics, statistics."""
+
+from agentcore.evaluation._compare import (
+    Comparison,
+    Interval,
+    bca_interval,
+    compare,
+    sign_flip_p_value,
+    smallest_detectable_gain,
+)
+from agentcore.evaluation._metric import Metric, ScoredMetric, exact_match, resolve_metric
+from agentcore.evaluation._records import EvaluationReport, ExampleRecord, PerformanceMetrics
+from agentcore.evaluation._run import Limits, evaluate
+
+__all__ = [
+    "Comparison",
+    "EvaluationReport",
+    "ExampleRecord",
+    "Interval",
+    "Limits",
+    "Metric",
+    "PerformanceMetrics",
+    "ScoredMetric",
+    "bca_interval",
+    "compare",
+    "evaluate",
+    "exact_match",
+    "resolve_metric",
+    "sign_flip_p_value",
+    "smallest_detectable_gain",
+]

@@ -1,0 +1,130 @@
+"""Is the optimized program better on the same examples, and how sure can one be?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from agentcore.errors import DataError
+from agentcore.evaluation._records import EvaluationReport
+
+RESAMPLES = 9_999
+CONFIDENCE = 0.95
+ALPHA = 0.05
+POWER = 0.8
+_FLIPS_NEEDED = math.ceil(math.log2(2 / ALPHA))
+"""Examples that must change, all for the better, before a two-sided sign-flip test reaches ALPHA."""
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A paired comparison of per-example scores (0–1), optimized minus baseline."""
+
+    examples: int
+    """Pairs compared; an example that the LM failed on in either evaluation has no pair."""
+    difference: float
+    p_value: float
+    interval: Interval
+    """BCa bootstrap interval of the mean difference, 95%."""
+    smallest_detectable_gain: float
+    fixed: tuple[int, ...]
+    """Indices of examples that failed at baseline and succeed optimized."""
+    broken: tuple[int, ...]
+
+
+def compare(baseline: EvaluationReport, optimized: EvaluationReport, *, seed: int = 0) -> Comparison:
+    """Compare two evaluations over the same examples in the same order.
+
+    The p-value says how often relabelling baseline and optimized at random, example by example, gives a
+    mean difference at least this large in either direction. It does not say how probable the gain is,
+    nor that it is large enough to matter; and it holds for one look at the test split: with each further
+    candidate compared on the same examples a small value becomes less surprising.
+
+    Raises:
+        DataError: the evaluations are over different examples, or no pair has both scores.
+    """
+    if [record.digest for record in baseline.records] != [record.digest for record in optimized.records]:
+        raise DataError("the two evaluations are over different examples: nothing to pair")
+    pairs = [
+        (index, before, after)
+        for index, (before, after) in enumerate(zip(baseline.scores, optimized.scores, strict=True))
+        if before is not None and after is not None
+    ]
+    if not pairs:
+        raise DataError("no example was scored in both evaluations")
+    differences = [after - before for _, before, after in pairs]
+    threshold = baseline.success_threshold
+    return Comparison(
+        examples=len(pairs),
+        difference=float(np.mean(differences)),
+        p_value=sign_flip_p_value(differences, seed=seed),
+        interval=bca_interval(differences, seed=seed),
+        smallest_detectable_gain=smallest_detectable_gain(differences),
+        fixed=tuple(index for index, before, after in pairs if before < threshold <= after),
+        broken=tuple(index for index, before, after in pairs if after < threshold <= before),
+    )
+
+
+def sign_flip_p_value(differences: Sequence[float], *, seed: int = 0) -> float:
+    """Two-sided paired permutation test of a mean difference of 0 (Fisher 1935; scipy's `permutation_test`).
+
+    Exact where all sign patterns of the non-zero differences number at most 9,999; else by as many random
+    patterns, with one added to numerator and denominator (Phipson & Smyth 2010), so never 0.
+    """
+    changed = np.asarray([value for value in differences if value != 0.0])
+    if changed.size == 0:
+        return 1.0
+    result = stats.permutation_test(
+        (changed,),
+        _mean,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        alternative="two-sided",
+        rng=np.random.default_rng(seed),
+    )
+    return float(min(1.0, result.pvalue))
+
+
+def bca_interval(differences: Sequence[float], *, seed: int = 0, confidence: float = CONFIDENCE) -> Interval:
+    """Bias-corrected and accelerated bootstrap interval of the mean (Efron 1987; scipy's `bootstrap`).
+
+    Where all differences are equal the interval is that one value: the bootstrap sees no variation, which
+    for few examples understates what is unknown.
+    """
+    values = np.asarray(differences, dtype=float)
+    if values.size < 2 or np.ptp(values) == 0.0:
+        return Interval(float(values[0]), float(values[0]))
+    interval = stats.bootstrap(
+        (values,),
+        _mean,
+        n_resamples=RESAMPLES,
+        confidence_level=confidence,
+        method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return Interval(float(interval.low), float(interval.high))
+
+
+def smallest_detectable_gain(differences: Sequence[float]) -> float:
+    """The smallest true mean gain that a test at 5% finds in 80% of repetitions with this many examples.
+
+    (z₁₋α⸝₂ + z₁₋β) · s / √n, with s the standard deviation of these differences (Cohen 1988, paired means);
+    never below 6 / n, since fewer than 6 changed examples can't reach 5% in a sign-flip test of 0/1 scores.
+    """
+    count = len(differences)
+    deviation = float(np.std(differences, ddof=1)) if count > 1 else 0.0
+    normal = (stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER)) * deviation / math.sqrt(count)
+    return float(min(1.0, max(normal, _FLIPS_NEEDED / count)))
+
+
+def _mean(values: "np.ndarray", axis: int = -1) -> "np.ndarray":
+    return np.asarray(np.mean(values, axis=axis))

@@ -1,0 +1,151 @@
+"""Metrics: what users may pass, and the checked score that becomes of it."""
+
+import inspect
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from agentcore._imports import import_object
+from agentcore._threads import run_in_thread
+from agentcore.errors import ConfigurationError, MetricError, first_line
+
+Metric = Callable[..., Any]
+"""`metric(example, prediction[, trace])`, sync or async, returning a bool, a number in 0–1 or a
+`dspy.Prediction(score=…, feedback=…)`."""
+
+
+class Score(NamedTuple):
+    value: float
+    """0–1."""
+    feedback: str | None = None
+
+
+class ScoredMetric:
+    """A metric under one calling convention, with every result checked.
+
+    Args:
+        metric: see `Metric`.
+        success_threshold: the least score, 0–1, that counts as a success.
+    """
+
+    def __init__(self, metric: Metric, success_threshold: float = 0.5) -> None:
+        if not callable(metric):
+            raise ConfigurationError(f"metric must be a function, got {type(metric).__name__}")
+        self.metric = metric
+        self.name = str(getattr(metric, "__name__", type(metric).__name__))
+        self.success_threshold = success_threshold
+        self.is_async = inspect.iscoroutinefunction(metric) or inspect.iscoroutinefunction(
+            getattr(metric, "__call__", None)  # noqa: B004 - a callable object with an async __call__
+        )
+        self._arguments = _positional_arguments(metric)
+
+    async def score(self, example: Any, prediction: Any) -> Score:
+        """Score one prediction without blocking the event loop.
+
+        Raises:
+            MetricError: the metric raised, or returned no score in 0–1.
+        """
+        arguments = self.arguments(example, prediction)
+        try:
+            if self.is_async:
+                result = await self.metric(*arguments)
+            elif self.metric is exact_match:
+                result = exact_match(*arguments)
+            else:  # may compute for long, or ask a judge
+                result = await run_in_thread(lambda: self.metric(*arguments))
+        except Exception as error:
+            raise MetricError(
+                f"metric {self.name} raised {first_line(error)} on {_shown(example)}"
+            ) from error
+        return self.checked(result)
+
+    def arguments(self, example: Any, prediction: Any, trace: Any = None) -> tuple[Any, ...]:
+        """What the metric is called with; GEPA's fourth and fifth argument are None outside of GEPA."""
+        return (example, prediction, trace, None, None)[: self._arguments]
+
+    def checked(self, result: Any) -> Score:
+        """A metric's raw result as a score, or a `MetricError` that says what is wrong with it."""
+        feedback = None
+        if hasattr(result, "score") and not isinstance(result, numbers.Number):
+            feedback = getattr(result, "feedback", None)
+            result = result.score
+        if hasattr(result, "item") and getattr(result, "ndim", None) == 0:
+            result = result.item()  # a NumPy scalar
+        if not isinstance(result, (bool, int, float)):
+            hint = ": does it lack a return?" if result is None else ""
+            raise MetricError(
+                f"metric {self.name} returned {type(result).__name__} instead of a bool, a number in 0–1 "
+                f"or dspy.Prediction(score=…){hint}"
+            )
+        value = float(result)
+        if math.isnan(value):
+            raise MetricError(f"metric {self.name} returned NaN: return a number in 0–1")
+        if not 0.0 <= value <= 1.0:
+            raise MetricError(f"metric {self.name} returned {value:g}: scale it to 0–1")
+        return Score(value, None if feedback is None else str(feedback))
+
+
+def _positional_arguments(metric: Metric) -> int:
+    """How many of (example, prediction, trace, …) the metric takes: all it requires, and trace if it can."""
+    try:
+        parameters = list(inspect.signature(metric).parameters.values())
+    except (TypeError, ValueError):
+        return 3
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [parameter for parameter in parameters if parameter.kind in kinds]
+    if any(parameter.kind is inspect.Parameter.VAR_POSITIONAL for parameter in parameters):
+        return max(3, len(positional))
+    if len(positional) < 2:
+        raise ConfigurationError(
+            f"metric {getattr(metric, '__name__', metric)!s} must take (example, prediction), "
+            f"but takes {len(positional)} argument{'s' * (len(positional) != 1)}"
+        )
+    required = sum(parameter.default is inspect.Parameter.empty for parameter in positional)
+    return max(required, min(3, len(positional)))
+
+
+def exact_match(example: Any, prediction: Any, trace: Any = None) -> bool:
+    """Whether every output field equals the label: text without regard to case and white space,
+    numbers to a relative 1e-9."""
+    labels = example.labels()
+    return all(_equal(labels[name], getattr(prediction, name, None)) for name in labels.keys())  # noqa: SIM118
+
+
+def _equal(expected: Any, actual: Any) -> bool:
+    if isinstance(expected, str):
+        return actual is not None and _folded(expected) == _folded(str(actual))
+    if isinstance(expected, bool) or isinstance(actual, bool):
+        return bool(expected == actual)
+    if isinstance(expected, (int, float)):
+        try:
+            return math.isclose(float(expected), float(actual), rel_tol=1e-9)
+        except (TypeError, ValueError):
+            return False
+    return bool(expected == actual)
+
+
+def _folded(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def _shown(example: Any, limit: int = 80) -> str:
+    text = str(dict(example.items())) if hasattr(example, "items") else str(example)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+BUILTIN_METRICS: dict[str, Metric] = {"exact_match": exact_match}
+
+
+def resolve_metric(metric: Metric | str | None, *, success_threshold: float = 0.5) -> ScoredMetric:
+    """A metric from a function, the name of a built-in one, or `package.module:function`; None means
+    exact match on the output fields.
+
+    Raises:
+        ConfigurationError: there is no such metric, or it can't be called as one.
+    """
+    if metric is None:
+        metric = exact_match
+    if isinstance(metric, str):
+        metric = BUILTIN_METRICS.get(metric) or import_object(metric, "metric", BUILTIN_METRICS)
+    return ScoredMetric(metric, success_threshold)

@@ -1,0 +1,83 @@
+"""What an evaluation leaves behind."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class PerformanceMetrics(BaseModel):
+    """Figures of one program over one dataset, measured from per-example records."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    success_rate: float = Field(ge=0, le=1)
+    """Share of examples, 0–1, whose score reached the success threshold."""
+    quality_score: float = Field(ge=0, le=1)
+    """Mean score, 0–1."""
+    avg_cost: float | None = Field(default=None, ge=0)
+    """USD per example; None where a call's price is unknown. A cache hit costs nothing."""
+    avg_latency_ms: float | None = Field(default=None, ge=0)
+    """Milliseconds per example that called an LM; None where the cache answered every example."""
+
+
+@dataclass(frozen=True)
+class ExampleRecord:
+    """One example's outcome. `score` is None where the LM failed, 0 where the program did."""
+
+    index: int
+    digest: str
+    prediction: dict[str, Any] | None
+    score: float | None
+    feedback: str | None
+    latency_ms: float | None
+    """Wall-clock milliseconds of the program; None where only the cache answered."""
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    lm_calls: int
+    cache_hits: int
+    error: str | None = None
+    failed: Literal["lm", "program"] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """All records of one evaluation, in the dataset's order."""
+
+    records: tuple[ExampleRecord, ...]
+    success_threshold: float
+
+    @property
+    def scores(self) -> list[float | None]:
+        return [record.score for record in self.records]
+
+    @property
+    def failures(self) -> list[ExampleRecord]:
+        return [record for record in self.records if record.failed]
+
+    @property
+    def mean_score(self) -> float:
+        """Mean over the examples that have a score, 0–1."""
+        return _mean([score for score in self.scores if score is not None])
+
+    @property
+    def metrics(self) -> PerformanceMetrics:
+        scored = [score for score in self.scores if score is not None]
+        costs = [record.cost_usd for record in self.records if record.failed != "lm"]
+        latencies = [record.latency_ms for record in self.records if record.latency_ms is not None]
+        known = [cost for cost in costs if cost is not None]
+        return PerformanceMetrics(
+            success_rate=_mean([float(score >= self.success_threshold) for score in scored]),
+            quality_score=self.mean_score,
+            avg_cost=_mean(known) if known and len(known) == len(costs) else None,
+            avg_latency_ms=_mean(latencies) if latencies else None,
+        )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

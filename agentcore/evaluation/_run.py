@@ -1,0 +1,217 @@
+"""Runs a program over examples in the event loop."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import dspy
+
+from agentcore._threads import run_in_thread
+from agentcore.data import Example
+from agentcore.errors import (
+    AgentCoreError,
+    DataError,
+    EvaluationError,
+    LMUnavailableError,
+    MetricError,
+    first_line,
+    redact,
+)
+from agentcore.evaluation._metric import ScoredMetric
+from agentcore.evaluation._records import EvaluationReport, ExampleRecord
+from agentcore.lm import SearchStopped, Spend, collect_spend, is_lm_failure, lm_secrets
+
+RecordSink = Callable[[ExampleRecord], None]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How an evaluation may run.
+
+    Attributes:
+        max_concurrency: examples in flight at once.
+        max_error_rate: share of examples, 0–1, that may fail before the evaluation raises.
+        only_lm_failures: count the LM's failures only towards it: a candidate whose program fails is
+            a bad candidate, which its scores of 0 say.
+        gate: held while an example runs; shared by evaluations that together stay under one limit.
+    """
+
+    max_concurrency: int = 16
+    max_error_rate: float = 0.1
+    only_lm_failures: bool = False
+    gate: asyncio.Semaphore | None = None
+
+
+async def evaluate(
+    program: Any,
+    examples: Sequence[Example],
+    metric: ScoredMetric,
+    *,
+    lm: Any,
+    limits: Limits | None = None,
+    on_record: RecordSink | None = None,
+) -> EvaluationReport:
+    """Run `program` on every example, concurrently, and score what it predicts.
+
+    Programs with `aforward` are awaited, others run in threads of their own. A failed example is data:
+    the program's failure scores 0, the LM's has no score. Cancelling cancels every example.
+
+    Args:
+        program: a `dspy.Module`.
+        examples: at least one.
+        metric: see `ScoredMetric`.
+        lm: the `dspy.LM` for predictors that have none of their own.
+        limits: concurrency and tolerated failures.
+        on_record: called in the event loop as each example ends, in the order of ending.
+
+    Raises:
+        DataError: no examples.
+        MetricError: the metric raised, or returned no score in 0–1.
+        EvaluationError: more than `max_error_rate` of the examples failed; names the first errors.
+        LMUnavailableError: the same, where it was the LM that failed.
+    """
+    if not examples:
+        raise DataError("nothing to evaluate: no examples")
+    limits = limits or Limits()
+    run = _Run(program, metric, lm, limits, len(examples), on_record or (lambda record: None))
+    pending = iter(enumerate(examples))
+    workers = min(limits.max_concurrency, len(examples))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(workers):
+                group.create_task(run.work(pending))
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from None
+    return EvaluationReport(
+        tuple(sorted(run.records, key=lambda record: record.index)), metric.success_threshold
+    )
+
+
+class _Run:
+    def __init__(
+        self,
+        program: Any,
+        metric: ScoredMetric,
+        lm: Any,
+        limits: Limits,
+        total: int,
+        on_record: RecordSink,
+    ) -> None:
+        self.program = program
+        self.metric = metric
+        self.lm = lm
+        self.on_record = on_record
+        self.records: list[ExampleRecord] = []
+        self.errors: list[tuple[int, Exception]] = []
+        self.total = total
+        self.only_lm_failures = limits.only_lm_failures
+        self.tolerated = int(limits.max_error_rate * total)
+        self.gate: AbstractAsyncContextManager[Any] = limits.gate or nullcontext()
+
+    async def work(self, pending: Iterator[tuple[int, Example]]) -> None:
+        for index, example in pending:
+            async with self.gate:
+                record = await self.one(index, example)
+            self.records.append(record)
+            self.on_record(record)
+
+    async def one(self, index: int, example: Example) -> ExampleRecord:
+        # The metric may ask a judge: its calls are the run's spend, not the program's.
+        with dspy.context(lm=self.lm):
+            with collect_spend() as sink:
+                started = time.perf_counter()
+                prediction, failure = await self.predict(example)
+                elapsed_ms = (time.perf_counter() - started) * 1000
+            if failure is not None:
+                return self.failed(index, example, failure, sink.spend, elapsed_ms)
+            score = await self.metric.score(example.dspy, prediction)
+        return _record(index, example, sink.spend, elapsed_ms, prediction=prediction, score=score)
+
+    async def predict(self, example: Example) -> tuple[Any, Exception | None]:
+        inputs = example.inputs
+        try:
+            if hasattr(self.program, "aforward"):
+                return await self.program.acall(**inputs), None
+            return await run_in_thread(lambda: self.program(**inputs)), None
+        except Exception as error:  # noqa: BLE001 - a failed example is data
+            return None, error
+
+    def failed(
+        self, index: int, example: Example, error: Exception, spend: Spend, elapsed_ms: float
+    ) -> ExampleRecord:
+        kind: Literal["lm", "program"] = "lm" if is_lm_failure(error) else "program"
+        if kind == "lm" or not self.only_lm_failures:
+            self.errors.append((index, error))
+        if len(self.errors) > self.tolerated:
+            self.give_up()
+        return _record(index, example, spend, elapsed_ms, error=self.describe(error), failed=kind)
+
+    def give_up(self) -> None:
+        shown = "; ".join(f"example {index + 1}: {self.describe(error)}" for index, error in self.errors[:3])
+        failed_by_lm = sum(is_lm_failure(error) for _, error in self.errors)
+        message = (
+            f"{len(self.errors)} of {self.total} examples failed, {self.tolerated} are tolerated "
+            f"(max_error_rate). First errors: {shown}"
+        )
+        if failed_by_lm * 2 > len(self.errors):
+            raise LMUnavailableError(f"the language model failed: {message}")
+        raise EvaluationError(message)
+
+    def describe(self, error: Exception) -> str:
+        return redact(first_line(error), lm_secrets(self.lm))
+
+
+def _record(
+    index: int,
+    example: Example,
+    spend: Spend,
+    elapsed_ms: float,
+    *,
+    prediction: Any = None,
+    score: Any = None,
+    error: str | None = None,
+    failed: Literal["lm", "program"] | None = None,
+) -> ExampleRecord:
+    only_cache = spend.cache_hits > 0 and spend.calls == 0
+    return ExampleRecord(
+        index=index,
+        digest=example.digest,
+        prediction=None if prediction is None else _as_dict(prediction),
+        score=score.value if score else 0.0 if failed == "program" else None,
+        feedback=score.feedback if score else None,
+        latency_ms=None if only_cache or failed else elapsed_ms,
+        input_tokens=spend.input_tokens,
+        output_tokens=spend.output_tokens,
+        cost_usd=spend.cost_usd,
+        lm_calls=spend.calls,
+        cache_hits=spend.cache_hits,
+        error=error,
+        failed=failed,
+    )
+
+
+def _as_dict(prediction: Any) -> dict[str, Any]:
+    if hasattr(prediction, "toDict"):
+        return {str(key): value for key, value in prediction.toDict().items()}
+    return {"output": prediction}
+
+
+def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to show of several: a stop, then a metric's, then whichever came first."""
+    leaves = list(_leaves(errors))
+    for kind in (SearchStopped, MetricError, AgentCoreError):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

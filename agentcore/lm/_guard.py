@@ -1,0 +1,112 @@
+"""Stops DSPy code that runs in a thread: every LM call asks the guard first."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import dspy
+from dspy.utils.callback import BaseCallback
+
+StopReason = Literal["cancelled", "time_limit", "call_limit", "outage", "failed"]
+
+OUTAGE_AFTER = 5
+"""LM calls failing in a row, each after its own retries, that count as an outage."""
+
+_NEVER_RECOVERS = (
+    dspy.LMAuthError,
+    dspy.LMBillingError,
+    dspy.LMNotConfiguredError,
+    dspy.LMUnsupportedModelError,
+)
+
+
+class SearchStopped(BaseException):
+    """Raised instead of an LM call after the guard was stopped.
+
+    A BaseException, since DSPy turns an `Exception` into a score of 0 and goes on.
+    """
+
+    def __init__(self, reason: StopReason, error: BaseException | None = None) -> None:
+        super().__init__(reason)
+        self.reason: StopReason = reason
+        self.error = error
+
+
+class Guard(BaseCallback):
+    """Refuses LM calls once stopped, whether by a caller, a call limit or an outage. Thread-safe.
+
+    Args:
+        max_calls: LM calls that may start under this guard; None for no limit.
+    """
+
+    def __init__(self, max_calls: int | None = None) -> None:
+        self.max_calls = max_calls
+        self.calls = 0
+        self.stopped: SearchStopped | None = None
+        self._listeners: list[Callable[[SearchStopped], None]] = []
+        self._failures = 0
+        self._lock = threading.Lock()
+
+    def stop(self, reason: StopReason, error: BaseException | None = None) -> None:
+        """From now on every LM call raises. The first reason stays."""
+        with self._lock:
+            if self.stopped is not None:
+                return
+            self.stopped = SearchStopped(reason, error)
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener(self.stopped)
+
+    def on_stop(self, listener: Callable[[SearchStopped], None]) -> None:
+        """Call `listener` once when the guard stops, from whichever thread stopped it."""
+        with self._lock:
+            self._listeners.append(listener)
+            stopped = self.stopped
+        if stopped is not None:
+            listener(stopped)
+
+    def check(self) -> None:
+        """Raise `SearchStopped` if the guard was stopped."""
+        if self.stopped is not None:
+            raise SearchStopped(self.stopped.reason, self.stopped.error)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Within the block, and in threads that copied its context, LM calls ask this guard."""
+        with dspy.context(callbacks=[*dspy.settings.get("callbacks", []), self]):
+            yield
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        self.check()
+        with self._lock:
+            over = self.max_calls is not None and self.calls >= self.max_calls
+            if not over:
+                self.calls += 1
+        if over:
+            self.stop("call_limit")
+            self.check()
+
+    def on_lm_end(
+        self, call_id: str, outputs: dict[str, Any] | None, exception: BaseException | None = None
+    ) -> None:
+        if not is_lm_failure(exception):
+            if exception is None:
+                with self._lock:
+                    self._failures = 0
+            return
+        with self._lock:
+            self._failures += 1
+            outage = self._failures >= OUTAGE_AFTER
+        if outage or isinstance(exception, _NEVER_RECOVERS):
+            self.stop("outage", exception)
+
+
+def is_lm_failure(error: BaseException | None) -> bool:
+    """Whether the model failed rather than the program: an outage, a refusal, a time-out, a rate limit.
+
+    A request that the provider calls invalid (a prompt too long, say) is the program's failure.
+    """
+    if isinstance(error, dspy.LMInvalidRequestError):
+        return isinstance(error, dspy.LMUnsupportedModelError)
+    return isinstance(error, dspy.LMError)

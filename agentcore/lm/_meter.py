@@ -1,0 +1,133 @@
+"""Counts what every LM call cost, by stage, whichever thread or copy of an LM made it."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dspy
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """One answered LM call."""
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    """USD; None where the price is unknown; 0 for a cache hit."""
+    cache_hit: bool
+
+
+@dataclass(frozen=True)
+class Spend:
+    """A sum over calls. Cache hits are counted apart from `calls` and cost nothing."""
+
+    calls: int = 0
+    cache_hits: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    known_cost_usd: float = 0.0
+    unpriced_calls: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    @property
+    def cost_usd(self) -> float | None:
+        """USD, or None where at least one call's price is unknown."""
+        return None if self.unpriced_calls else self.known_cost_usd
+
+    def plus(self, call: CallRecord) -> "Spend":
+        if call.cache_hit:
+            return replace(self, cache_hits=self.cache_hits + 1)
+        return replace(
+            self,
+            calls=self.calls + 1,
+            input_tokens=self.input_tokens + call.input_tokens,
+            output_tokens=self.output_tokens + call.output_tokens,
+            known_cost_usd=self.known_cost_usd + (call.cost_usd or 0.0),
+            unpriced_calls=self.unpriced_calls + (call.cost_usd is None),
+        )
+
+
+class _Sink:
+    """Stands in DSPy's `caller_modules`, so that `record_history` appends every call's entry to it.
+
+    `lm.history` would miss the copies that the proposer makes and drop entries past a cap; a callback
+    sees neither usage nor cost. Lift once DSPy's `on_lm_end` carries both.
+    """
+
+    def __init__(self) -> None:
+        self.history = self
+        self._lock = threading.Lock()
+        self.spend = Spend()
+
+    def __len__(self) -> int:
+        return 0
+
+    def append(self, entry: dict[str, Any]) -> None:
+        call = _call_record(entry)
+        with self._lock:
+            self.spend = self.spend.plus(call)
+
+
+def _call_record(entry: dict[str, Any]) -> CallRecord:
+    usage = entry.get("usage") or {}
+    cache_hit = bool(getattr(entry.get("response"), "cache_hit", False))
+    model = str(entry.get("model", ""))
+    # A cache hit repeats the old price. The offline engine is run here, for nothing.
+    free = cache_hit or model.startswith("offline/")
+    return CallRecord(
+        model=model,
+        input_tokens=int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
+        output_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
+        cost_usd=0.0 if free else entry.get("cost"),
+        cache_hit=cache_hit,
+    )
+
+
+@contextmanager
+def collect_spend() -> Iterator[_Sink]:
+    """Within the block, and in threads that copied its context, every answered call is added to `.spend`."""
+    sink = _Sink()
+    callers = [*(dspy.settings.caller_modules or []), sink]
+    # A user who turned histories off would turn the account off with them.
+    size = dspy.settings.max_history_size or 1
+    with dspy.context(caller_modules=callers, disable_history=False, max_history_size=size):
+        yield sink
+
+
+class Meter:
+    """The account of one run, by stage. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._sinks: dict[str, list[_Sink]] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        with collect_spend() as sink:
+            self._sinks.setdefault(name, []).append(sink)
+            yield
+
+    def by_stage(self) -> dict[str, Spend]:
+        return {name: _total(sinks) for name, sinks in list(self._sinks.items())}
+
+    @property
+    def total(self) -> Spend:
+        return _total([sink for sinks in list(self._sinks.values()) for sink in sinks])
+
+
+def _total(sinks: list[_Sink]) -> Spend:
+    spends = [sink.spend for sink in sinks]
+    return Spend(
+        calls=sum(spend.calls for spend in spends),
+        cache_hits=sum(spend.cache_hits for spend in spends),
+        input_tokens=sum(spend.input_tokens for spend in spends),
+        output_tokens=sum(spend.output_tokens for spend in spends),
+        known_cost_usd=sum(spend.known_cost_usd for spend in spends),
+        unpriced_calls=sum(spend.unpriced_calls for spend in spends),
+    )

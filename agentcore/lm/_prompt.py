@@ -1,0 +1,151 @@
+"""Reads a task back out of the prompt that DSPy's chat, JSON or XML adapter made of it."""
+
+import ast
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+Style = Literal["chat", "json", "xml"]
+
+_FIELD_LINE = re.compile(r"^\d+\. `(?P<name>[^`]+)` \((?P<type>.+?)\):(?:\s|$)", re.MULTILINE)
+_HEADER = re.compile(r"^\[\[ ## (?P<name>\w+) ## \]\]$", re.MULTILINE)
+_OBJECTIVE = "In adhering to this structure, your objective is:"
+_NOT_SUPPLIED = "Not supplied for this particular example."
+_INCOMPLETE = "This is an example of the task, though some input or output fields are not supplied."
+
+
+@dataclass(frozen=True)
+class Field:
+    name: str
+    type: str
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """The values that the type allows, as text; empty where it doesn't list them."""
+        if self.type == "bool":
+            return ("True", "False")
+        if self.type.startswith("Literal[") and self.type.endswith("]"):
+            try:
+                return tuple(str(value) for value in ast.literal_eval(f"[{self.type[8:-1]}]"))
+            except (ValueError, SyntaxError):
+                return ()
+        return ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One request: fields, instruction, demonstrations (field → text) and the query's inputs."""
+
+    style: Style
+    inputs: tuple[Field, ...]
+    outputs: tuple[Field, ...]
+    instruction: str
+    demos: tuple[dict[str, str], ...]
+    query: dict[str, str]
+
+
+def parse_prompt(system: str, messages: Sequence[tuple[str, str]]) -> Prompt | None:
+    """The task in `system` and (role, text) `messages`, or None where no supported adapter made them."""
+    before, found, after = system.partition("Your output fields are:")
+    if not found or "Your input fields are:" not in before or not messages or messages[-1][0] != "user":
+        return None
+    inputs = _fields(before)
+    output_block, _, rest = after.partition("All interactions will be structured")
+    outputs = _fields(output_block)
+    style = _style(system)
+    if not outputs or style is None:
+        return None
+    names = [field.name for field in (*inputs, *outputs)]
+    demos = []
+    for (role, text), (next_role, reply) in pairwise(messages):
+        if role == "user" and next_role == "assistant":
+            demo = {**_values(text, style, names, reply=False), **_values(reply, style, names, reply=True)}
+            demos.append({name: value for name, value in demo.items() if value != _NOT_SUPPLIED})
+    query = _values(_without_request(messages[-1][1]), style, names, reply=False)
+    instruction = rest.partition(_OBJECTIVE)[2]
+    return Prompt(style, inputs, outputs, " ".join(instruction.split()), tuple(demos), query)
+
+
+def render(prompt: Prompt, values: dict[str, str]) -> str:
+    """A reply in the form that the prompt's adapter parses."""
+    if prompt.style == "json":
+        types = {field.name: field.type for field in prompt.outputs}
+        return json.dumps({name: _typed(value, types[name]) for name, value in values.items()})
+    if prompt.style == "xml":
+        return "\n\n".join(f"<{name}>\n{value}\n</{name}>" for name, value in values.items())
+    blocks = [f"[[ ## {name} ## ]]\n{value}" for name, value in values.items()]
+    return "\n\n".join([*blocks, "[[ ## completed ## ]]"])
+
+
+def _fields(text: str) -> tuple[Field, ...]:
+    return tuple(Field(match["name"], match["type"]) for match in _FIELD_LINE.finditer(text))
+
+
+def _style(system: str) -> Style | None:
+    if "Outputs will be a JSON object" in system:
+        return "json"
+    if "[[ ## completed ## ]]" in system:
+        return "chat"
+    if re.search(r"^</\w+>$", system, re.MULTILINE):
+        return "xml"
+    return None
+
+
+def _without_request(text: str) -> str:
+    """The last user message without its closing "Respond with …" paragraph."""
+    head, found, _ = text.rpartition("\n\nRespond with ")
+    return head if found else text
+
+
+def _values(text: str, style: Style, names: Sequence[str], *, reply: bool) -> dict[str, str]:
+    text = text.removeprefix(_INCOMPLETE)
+    if style == "xml":
+        return _xml_values(text, names)
+    if style == "json" and reply:
+        return _json_values(text, names)
+    marks = [match for match in _HEADER.finditer(text) if match["name"] in (*names, "completed")]
+    ends = [match.start() for match in marks[1:]] + [len(text)]
+    return {
+        mark["name"]: text[mark.end() : end].strip()
+        for mark, end in zip(marks, ends, strict=True)
+        if mark["name"] != "completed"
+    }
+
+
+def _xml_values(text: str, names: Sequence[str]) -> dict[str, str]:
+    found = {}
+    for name in names:
+        match = re.search(rf"<{re.escape(name)}>\n?(.*?)\n?</{re.escape(name)}>", text, re.DOTALL)
+        if match:
+            found[name] = match[1].strip()
+    return found
+
+
+def _json_values(text: str, names: Sequence[str]) -> dict[str, str]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError:
+        return {}
+    if not isinstance(values, dict):
+        return {}
+    return {name: _as_text(value) for name, value in values.items() if name in names}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    return str(value) if isinstance(value, bool) else json.dumps(value)
+
+
+def _typed(value: str, type_name: str) -> Any:
+    if type_name == "str" or type_name.startswith("Literal["):
+        return value
+    if type_name == "bool":
+        return value == "True"
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value

@@ -1,0 +1,82 @@
+"""From what the user said to a `dspy.LM`."""
+
+from typing import Any
+
+from agentcore.errors import ConfigurationError
+from agentcore.settings import Settings
+
+OFFLINE_LM = "offline/knn"
+OFFLINE_NOTE = "offline/knn is not a large language model: it shows the mechanics"
+
+
+def offline_lm(
+    latency: float = 0.0,
+    error_rate: float = 0.0,
+    *,
+    seed: int = 0,
+    cache: bool = False,
+    num_retries: int = 3,
+) -> Any:
+    """The offline engine as a `dspy.LM`; `lm.engine.calls` counts its requests.
+
+    Args:
+        latency: seconds that each request takes.
+        error_rate: share of requests, 0–1, that fail with a retryable error.
+        seed: of the draws that decide which requests fail.
+        cache: whether DSPy caches its answers.
+        num_retries: DSPy's retries of a failed request.
+    """
+    from agentcore.lm.offline import make_offline_lm
+
+    return make_offline_lm(latency, error_rate, seed, cache, num_retries)
+
+
+def resolve_lm(lm: Any = None) -> Any:
+    """The LM given (a `dspy.LM` or a name such as `openai/gpt-5-mini`), else `AGENTCORE_LM`, else
+    `dspy.settings.lm`.
+
+    Raises:
+        ConfigurationError: there is none, or the name can't be one.
+    """
+    import dspy
+
+    if lm is None:
+        lm = Settings().lm or dspy.settings.lm
+    if lm is None:
+        raise ConfigurationError(
+            "no language model: pass lm= (or --lm), set AGENTCORE_LM, or run inside dspy.context(lm=…). "
+            f"{OFFLINE_LM!r} needs no key and no network"
+        )
+    if isinstance(lm, dspy.BaseLM):
+        return lm
+    if not isinstance(lm, str):
+        raise ConfigurationError(f"lm must be a dspy.LM or a name, got {type(lm).__name__}")
+    if lm.startswith("offline/"):
+        if lm != OFFLINE_LM:
+            raise ConfigurationError(f"no offline model {lm!r}: there is {OFFLINE_LM!r}")
+        return offline_lm()
+    provider, separator, model = lm.partition("/")
+    if not (provider and separator and model):
+        raise ConfigurationError(
+            f"{lm!r} names no language model: use provider/model, such as openai/gpt-5-mini"
+        )
+    try:
+        return dspy.LM(lm)
+    except (ValueError, dspy.LMError) as error:
+        raise ConfigurationError(f"language model {lm!r}: {error}") from None
+
+
+def is_offline(lm: Any) -> bool:
+    return str(getattr(lm, "model", "")).startswith("offline/")
+
+
+def lm_secrets(*lms: Any) -> list[str]:
+    """The secret values that an LM carries: its API key and whatever else it sends to authenticate."""
+    found = []
+    for lm in lms:
+        for name, value in (getattr(lm, "kwargs", None) or {}).items():
+            if isinstance(value, str) and any(part in name.lower() for part in ("key", "token", "secret")):
+                found.append(value)
+            elif name in ("headers", "extra_headers") and isinstance(value, dict):
+                found += [part for text in value.values() for part in str(text).split()]
+    return found

@@ -1,0 +1,114 @@
+"""Every environment variable that AgentCore reads."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from agentcore.errors import ConfigurationError
+
+ENV_FILE = ".env.mlflow"
+DEFAULT_TRACKING_URI = "http://localhost:5000"
+_URI_SCHEMES = (
+    "http://",
+    "https://",
+    "sqlite:///",
+    "postgresql://",
+    "postgresql+",
+    "mysql+",
+    "mssql+",
+    "databricks",
+)
+
+
+class _EnvSettings(BaseSettings):
+    """Settings from arguments, else the environment, else `.env.mlflow` in the working directory."""
+
+    def __init__(self, **values: Any) -> None:
+        check_env_file(Path(ENV_FILE))
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError(
+                f"{type(self).__name__}: {explain(error)} (from the arguments, the environment or {ENV_FILE})"
+            ) from None
+
+
+class Settings(_EnvSettings):
+    """AgentCore's own variables, `AGENTCORE_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENTCORE_", env_file=ENV_FILE, extra="ignore")
+
+    lm: str | None = None
+    """`AGENTCORE_LM`: the language model where neither `lm=` nor `--lm` names one."""
+    prompt_lm: str | None = None
+    """`AGENTCORE_PROMPT_LM`: the model that proposes instructions; default: the same as `lm`."""
+
+
+class MLflowConfig(_EnvSettings):
+    """Where runs are tracked. Arguments win over `MLFLOW_*` variables, these over `.env.mlflow`.
+
+    Raises:
+        ConfigurationError: a value is invalid, or `.env.mlflow` can't be parsed.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="MLFLOW_", env_file=ENV_FILE, extra="ignore")
+
+    tracking_uri: str = DEFAULT_TRACKING_URI
+    experiment_name: str = "dspy-optimization"
+    artifact_location: str | None = None
+    registry_uri: str | None = None
+    tracking_username: str | None = None
+    tracking_password: SecretStr | None = None
+    tracking_token: SecretStr | None = None
+    request_timeout: float = 10.0
+    """Seconds that one request may take."""
+
+    @field_validator("tracking_uri", "registry_uri")
+    @classmethod
+    def _known_scheme(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(_URI_SCHEMES):
+            raise ValueError(
+                f"{value!r} is no tracking URI: use http://host:port, sqlite:///file.db or postgresql+psycopg://…"
+            )
+        return value
+
+    @field_validator("experiment_name")
+    @classmethod
+    def _not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("the experiment's name is empty")
+        return value
+
+
+def explain(error: ValidationError) -> str:
+    """A pydantic error on one line, without the rejected input (it may be a secret)."""
+    parts = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {message}" if where else message)
+    return "; ".join(parts)
+
+
+def check_env_file(path: Path) -> None:
+    """Refuse a malformed environment file, which its parser would only warn of.
+
+    Raises:
+        ConfigurationError: names the file and the first line that can't be parsed.
+    """
+    if not path.is_file():
+        return
+    from dotenv.parser import parse_stream
+
+    try:
+        with path.open(encoding="utf-8") as stream:
+            for binding in parse_stream(stream):
+                if binding.error or (binding.key is not None and binding.value is None):
+                    raise ConfigurationError(
+                        f"{path}, line {binding.original.line}: expected NAME=value. "
+                        "Correct or remove that line"
+                    )
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} can't be read as UTF-8 text: {error}") from None

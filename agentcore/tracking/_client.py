@@ -1,0 +1,109 @@
+"""`MlflowClient` in threads: bounded, with time limits of our own, its errors translated."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from agentcore._threads import run_in_thread
+from agentcore.errors import TrackingError, first_line
+from agentcore.settings import MLflowConfig
+
+T = TypeVar("T")
+
+# One uvicorn worker saturates at about four clients (docs/architecture.md).
+MAX_REQUESTS = 4
+
+
+class TrackingClient:
+    """Runs functions of an `MlflowClient` in daemon threads, at most four at once (one on SQLite)."""
+
+    def __init__(self, config: MLflowConfig) -> None:
+        self.config = config
+        self._client: Any = None
+        self._gate: asyncio.Semaphore | None = None
+        self._gate_loop: asyncio.AbstractEventLoop | None = None
+
+    async def call(self, work: Callable[[Any], T]) -> T:
+        """`work(client)` in a thread.
+
+        Raises:
+            TrackingError: the server or its stores can't be reached, or refuse.
+        """
+        async with self._slots():
+            return await run_in_thread(lambda: self._translated(work))
+
+    def _slots(self) -> asyncio.Semaphore:
+        # A semaphore belongs to one event loop; a script may use the tracker from several in turn.
+        loop = asyncio.get_running_loop()
+        if self._gate is None or self._gate_loop is not loop:
+            local = self.config.tracking_uri.startswith("sqlite:")
+            self._gate, self._gate_loop = asyncio.Semaphore(1 if local else MAX_REQUESTS), loop
+        return self._gate
+
+    def _translated(self, work: Callable[[Any], T]) -> T:
+        set_client_environment(self.config)
+        import requests
+        import sqlalchemy.exc
+        from mlflow.exceptions import MlflowException
+
+        try:
+            if self._client is None:
+                self._client = self._connect()
+            return work(self._client)
+        except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
+            raise TrackingError(f"MLflow at {self.address}: {self._explain(error)}") from None
+
+    def _connect(self) -> Any:
+        from mlflow import MlflowClient
+
+        # Its first use of a new SQLite file would log every migration.
+        for name in ("alembic", "mlflow.store.db.utils"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        return MlflowClient(tracking_uri=self.config.tracking_uri, registry_uri=self.config.registry_uri)
+
+    @property
+    def address(self) -> str:
+        """The tracking URI without a password."""
+        from sqlalchemy.engine import make_url
+
+        uri = self.config.tracking_uri
+        if uri.startswith(("http", "databricks")):
+            scheme, separator, rest = uri.partition("://")
+            return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+        return make_url(uri).render_as_string(hide_password=True)
+
+    def _explain(self, error: Exception) -> str:
+        message = first_line(error)
+        if "Connection refused" in str(error) or "Max retries exceeded" in str(error):
+            message = (
+                "can't be reached. Start it, or set MLFLOW_TRACKING_URI (sqlite:///mlflow.db needs no server)"
+            )
+        elif "timed out" in str(error).lower():
+            message = f"gave no answer within {self.config.request_timeout:g} s"
+        return message
+
+
+def set_client_environment(config: MLflowConfig) -> None:
+    """MLflow takes these from the environment only. What the user has set stays."""
+    values = {
+        # Its defaults block for 4 to 20 minutes when the server is gone.
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(config.request_timeout))),
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+        # A presigned URL names a host that a client outside of the stack's network can't reach.
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+    if config.tracking_username:
+        values["MLFLOW_TRACKING_USERNAME"] = config.tracking_username
+    if config.tracking_password:
+        values["MLFLOW_TRACKING_PASSWORD"] = config.tracking_password.get_secret_value()
+    if config.tracking_token:
+        values["MLFLOW_TRACKING_TOKEN"] = config.tracking_token.get_secret_value()
+    for name, value in values.items():
+        os.environ.setdefault(name, value)

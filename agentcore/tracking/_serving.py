@@ -1,0 +1,35 @@
+"""MLflow's models-from-code entry: the optimized program as a pyfunc, loaded without pickle.
+
+MLflow runs this file when it loads the model. The LM and its key come from the environment
+(`AGENTCORE_LM`), else the LM's name from the model's configuration.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import dspy
+import pandas as pd
+from mlflow.models import set_model
+from mlflow.pyfunc import PythonModel
+
+from agentcore.lm import resolve_lm
+from agentcore.settings import Settings
+from agentcore.tracking import load_program
+
+
+class ProgramModel(PythonModel):  # type: ignore[misc,unused-ignore]
+    def load_context(self, context: Any) -> None:
+        self.program = load_program(Path(context.artifacts["program"]), context.model_config["name"])
+        self.default_lm = context.model_config.get("lm")
+
+    def predict(
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
+        """One dict of output fields for each row of input fields."""
+        lm = resolve_lm(Settings().lm or self.default_lm)
+        with dspy.context(lm=lm):
+            rows: list[dict[str, Any]] = model_input.to_dict("records")  # type: ignore[assignment]
+            return [dict(self.program(**row).items()) for row in rows]
+
+
+set_model(ProgramModel())

@@ -1,0 +1,73 @@
+"""Field types as text and back, without evaluating what stands in a file."""
+
+import ast
+import importlib
+import types
+import typing
+from typing import Any, Literal, Union, get_args, get_origin
+
+from agentcore.errors import ArtifactError
+
+_PLAIN: dict[str, Any] = {
+    "str": str,
+    "int": int,
+    "float": float,
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+    "tuple": tuple,
+    "set": set,
+    "None": type(None),
+    "Any": Any,
+}
+_NAMES = {value: name for name, value in _PLAIN.items()}
+
+
+def type_text(annotation: Any) -> str:
+    """`list[str]`, `Literal['a', 'b']`, `Union[int, None]`; other classes as `'package.module:Name'`."""
+    if annotation in (list, dict, tuple, set) or get_origin(annotation) is None:
+        try:
+            return _NAMES[annotation]
+        except (KeyError, TypeError):
+            return repr(f"{annotation.__module__}:{annotation.__qualname__}")
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return f"Literal[{', '.join(map(repr, arguments))}]"
+    inner = ", ".join(map(type_text, arguments))
+    if origin in (Union, types.UnionType):
+        return f"Union[{inner}]"
+    return f"{_NAMES.get(origin, 'Any')}[{inner}]"
+
+
+def parse_type(text: str) -> Any:
+    """The type that `type_text` wrote. Imports the module of a class of the user's own.
+
+    Raises:
+        ArtifactError: the text has another form, or the class can't be imported.
+    """
+    try:
+        return _build(ast.parse(text, mode="eval").body)
+    except (SyntaxError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
+        raise ArtifactError(f"field type {text!r} can't be restored ({error}): pass program=") from None
+
+
+def _build(node: ast.expr) -> Any:
+    if isinstance(node, ast.Constant) and node.value is None:
+        return type(None)
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        module, _, name = node.value.partition(":")
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        return found
+    if isinstance(node, ast.Name):
+        return _PLAIN[node.id]
+    if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+        items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        if node.value.id == "Literal":
+            return Literal[tuple(ast.literal_eval(item) for item in items)]
+        arguments = tuple(_build(item) for item in items)
+        if node.value.id == "Union":
+            return typing.Union[arguments]  # noqa: UP007 - built at run time
+        return _PLAIN[node.value.id][arguments[0] if len(arguments) == 1 else arguments]
+    raise ValueError("no known form")
