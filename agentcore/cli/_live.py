@@ -5,7 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,8 +15,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from agentcore.cli._console import err
-from agentcore.journal import Event, StageStarted, TrialFinished, WarningRaised
+from agentcore.journal import Event, RunFinished, StageStarted, TrialFinished, WarningRaised
 
 _STAGES = {
     "preparing": "preparing",
@@ -32,27 +31,37 @@ _NOISE = re.compile(r"Bootstrapp(ing|ed) |\d+%\|.*\|.*(it/s|s/it|\?it)|^Average 
 class LiveView:
     """Fed by the pipeline's events and progress; a context manager around the run."""
 
-    def __init__(self, console: Console = err) -> None:
-        self.console = console
+    def __init__(self) -> None:
+        # Bound to the stream itself: while the view runs, sys.stderr leads back here.
+        self.console = Console(file=sys.stderr, highlight=False)
         self.progress: Any = None
+        self.warnings: list[str] = []
         self._spinner = Spinner("dots")
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=8, transient=True)
+        self._live = Live(
+            get_renderable=self._render,
+            console=self.console,
+            refresh_per_second=8,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
 
     @contextlib.contextmanager
     def running(self) -> Iterator["LiveView"]:
-        if not self.console.is_terminal:
-            with _filtered_streams():
-                yield self
-            return
-        with self._live, _filtered_streams():
+        live = self._live if self.console.is_terminal else contextlib.nullcontext()
+        with live, _prints_above(self.console):
             yield self
 
     def started(self, progress: Any) -> None:
         self.progress = progress
 
     def event(self, event: Event) -> None:
+        # Warnings stand in the result's report; here only those of a run that has none.
         if isinstance(event, WarningRaised):
-            self.console.print(f"[yellow]note:[/] {escape(event.message)}", soft_wrap=True)
+            self.warnings.append(event.message)
+        elif isinstance(event, RunFinished) and event.status in ("failed", "cancelled"):
+            for message in self.warnings:
+                self.console.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
         elif isinstance(event, StageStarted) and not self.console.is_terminal:
             self.console.print(f"{_STAGES.get(event.stage, event.stage)} …", soft_wrap=True)
         elif isinstance(event, TrialFinished) and not self.console.is_terminal:
@@ -94,30 +103,25 @@ def cost_text(usd: float | None) -> str:
     return "cost unknown" if usd is None else f"${usd:.4f}" if usd else "$0"
 
 
-class _Filter(io.TextIOBase):
-    """Passes the user's own prints on, and drops the libraries' bars."""
+class _Above(io.TextIOBase):
+    """Prints the user's own lines above the live view, and drops the libraries' bars."""
 
-    def __init__(self, target: IO[str]) -> None:
-        self._target = target
+    def __init__(self, console: Console) -> None:
+        self._console = console
 
     def write(self, text: str) -> int:
-        kept = "".join(line for line in re.split(r"(?<=[\n\r])", text) if line and not _NOISE.search(line))
-        if kept.strip():
-            self._target.write(kept if kept.endswith("\n") else kept + "\n")
+        for line in re.split(r"[\n\r]", text):
+            if not _NOISE.search(line):
+                self._console.print(Text(line), soft_wrap=True)
         return len(text)
-
-    def flush(self) -> None:
-        self._target.flush()
 
     def isatty(self) -> bool:
         return False
 
 
 @contextlib.contextmanager
-def _filtered_streams() -> Iterator[None]:
+def _prints_above(console: Console) -> Iterator[None]:
     # The process is the command's own, so its streams are too.
-    with (
-        contextlib.redirect_stdout(_Filter(sys.stdout)),
-        contextlib.redirect_stderr(_Filter(sys.stderr)),
-    ):
+    above = _Above(console)
+    with contextlib.redirect_stdout(above), contextlib.redirect_stderr(above):
         yield

@@ -163,16 +163,16 @@ def _optimize(
         on_progress=view.started,
         seed=seed,
     )
-    with view.running():
-        try:
+    try:
+        with view.running():
             result = run(
                 pipeline.run_optimization(
                     checked, training_data=training, validation_data=validation, test_data=test
                 )
             )
-        except typer.Exit:
-            _say_stopped(view)
-            raise
+    except typer.Exit:
+        _say_stopped(view)
+        raise
     print_result(result, config.tracking_uri)
     out.file.flush()
 

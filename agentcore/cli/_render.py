@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -30,15 +31,17 @@ def print_result(result: Any, tracking: str | None) -> None:
     out.print(table)
     low, high = result.interval
     out.print(
-        f"gain {result.comparison.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}, "
-        f"p = {_p(result.statistical_significance)}; {len(result.comparison.fixed)} examples fixed, "
-        f"{len(result.comparison.broken)} broken"
+        f"gain in quality score {result.comparison.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}, "
+        f"p = {result.statistical_significance:.2g}; {len(result.comparison.fixed)} examples fixed, "
+        f"{len(result.comparison.broken)} broken",
+        soft_wrap=True,
     )
     out.print(f"smallest gain that {count} examples reliably show: {result.smallest_detectable_gain:.3f}")
     spend = result.spend
     out.print(
         f"spent {spend.calls:,} LM calls, {spend.total_tokens:,} tokens, {cost_text(spend.cost_usd)}, "
-        f"{result.optimization_details['duration_seconds']:.1f} s ({result.status.replace('_', ' ')})"
+        f"{result.optimization_details['duration_seconds']:.1f} s ({result.status.replace('_', ' ')})",
+        soft_wrap=True,
     )
     if not result.meets_threshold:
         out.print("[yellow]the improvement is below min_improvement_threshold: not worth it[/]")
@@ -52,8 +55,8 @@ def print_result(result: Any, tracking: str | None) -> None:
         )
 
 
-def _shown(value: float | None, form: str) -> str:
-    return "unknown" if value is None else form.format(value)
+def _shown(value: float | None, form: str, missing: str = "unknown") -> str:
+    return missing if value is None else form.format(value)
 
 
 def _change(old: float | None, new: float | None, form: str) -> str:
@@ -63,28 +66,24 @@ def _change(old: float | None, new: float | None, form: str) -> str:
     return sign + form.format(abs(new - old))
 
 
-def _p(value: float) -> str:
-    return f"{value:.2g}"
-
-
 def print_runs(runs: Sequence[Any]) -> None:
-    table = Table()
-    for column in ("run", "name", "status", "baseline", "optimized", "improvement", "p", "started (UTC)"):
-        table.add_column(
-            column, justify="right" if column in ("baseline", "optimized", "improvement", "p") else "left"
-        )
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    figures = ("baseline", "optimized", "change", "p")
+    for column in ("run", "target", "status", *figures, "started, UTC"):
+        side: Any = "right" if column in figures else "left"
+        table.add_column(column, justify=side, no_wrap=column != "target")
     for item in runs:
         metrics = item.metrics
         gain = metrics.get("improvement_percentage")
         table.add_row(
             item.run_id[:8],
-            escape(item.name),
+            escape(item.tags.get("target_id", item.name)),
             item.status,
-            _shown(metrics.get("baseline_quality_score"), "{:.3f}"),
-            _shown(metrics.get("optimized_quality_score"), "{:.3f}"),
-            "" if gain is None else f"{gain:+.1%}",
-            "" if gain is None else _p(metrics.get("statistical_significance", float("nan"))),
-            item.start_time.strftime("%Y-%m-%d %H:%M") if item.start_time else "",
+            _shown(metrics.get("baseline_quality_score"), "{:.3f}", ""),
+            _shown(metrics.get("optimized_quality_score"), "{:.3f}", ""),
+            _shown(gain, "{:+.1%}", ""),
+            _shown(metrics.get("statistical_significance"), "{:.2g}", ""),
+            item.start_time.strftime("%m-%d %H:%M") if item.start_time else "",
         )
     out.print(table)
 
@@ -112,10 +111,13 @@ def print_prompt(predictors: dict[str, Any]) -> None:
         )
         out.print("[bold]instruction[/]")
         out.print(escape(part["instruction"]), soft_wrap=True)
+        if part["demos"]:
+            out.print(f"[bold]{len(part['demos'])} demonstrations[/]")
         for number, demo in enumerate(part["demos"], 1):
-            out.print(f"[bold]demonstration {number}[/]")
-            for field, value in demo.items():
-                out.print(f"  {escape(field)}: {escape(str(value))}", soft_wrap=True)
+            asked = {field: value for field, value in demo.items() if field in part["inputs"]}
+            answered = {field: value for field, value in demo.items() if field in part["outputs"]}
+            line = f"{_fields(asked, 400)} → {_fields(answered, 400)}"
+            out.print(f"  {number}. {escape(line)}", soft_wrap=True)
 
 
 def print_flipped(content: dict[str, Any], limit: int) -> None:

@@ -28,6 +28,7 @@ def runs(
 
 def best(
     metric: Annotated[str, typer.Option(help="Metric to rank by.")] = "improvement_percentage",
+    target: Annotated[str | None, typer.Option(help="Only runs of this target id.")] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="The lowest value is best.")] = False,
     experiment: Experiment = None,
 ) -> None:
@@ -36,7 +37,7 @@ def best(
     from agentcore.tracking import MLflowTracker
 
     tracker = MLflowTracker(tracking_config(experiment))
-    found = run(tracker.get_best_run(metric, "ASC" if ascending else "DESC"))
+    found = run(tracker.get_best_run(metric, "ASC" if ascending else "DESC", target_id=target))
     if found is None:
         out.print(f"no finished run with metric {metric!r} in experiment {tracker.config.experiment_name!r}")
         raise typer.Exit(1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,12 @@ def log_model(
 ) -> str:
     import dspy
     from mlflow.entities import LoggedModelOutput
+    from mlflow.models import set_signature
     from mlflow.pyfunc import save_model
 
     for pickle_file in program_files.glob("*.pkl"):
         pickle_file.unlink()  # the served model has no use for it
+    logging.getLogger("mlflow.pyfunc").addFilter(_without_signature_warning)
     model = client.create_logged_model(
         experiment_id, name=name, source_run_id=run_id, model_type="dspy", tags={"agentcore": __version__}
     )
@@ -90,13 +93,21 @@ def log_model(
         python_model=str(Path(__file__).with_name("_serving.py")),
         artifacts={"program": str(program_files)},
         model_config={"name": name, "lm": default_lm},
-        signature=served_signature(read_manifest(program_files, name)),
         pip_requirements=[f"agentcore=={__version__}", f"dspy=={dspy.__version__}"],
     )
+    signature = served_signature(read_manifest(program_files, name))
+    if signature is not None:
+        # Given to save_model, it would ask for an input example, whose prediction costs LM calls.
+        set_signature(str(scratch), signature)
     client.log_model_artifacts(model.model_id, str(scratch))
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, 0)])
     return str(model.model_id)
+
+
+def _without_signature_warning(record: logging.LogRecord) -> bool:
+    """MLflow warns that it can't infer the signature that is set right after."""
+    return not record.getMessage().startswith("Failed to infer model signature")
 
 
 _COLUMN_TYPES = {"str": "string", "int": "long", "float": "double", "bool": "boolean"}

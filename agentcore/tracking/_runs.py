@@ -41,7 +41,7 @@ def _utc(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
 
 
-def best_run_query(metric: str, order_by: str) -> tuple[str, list[str]]:
+def best_run_query(metric: str, order_by: str, target_id: str | None) -> tuple[str, list[str]]:
     """Filter and order for the best FINISHED run with a finite `metric`; the earliest of equals wins.
 
     The bounds exclude what MLflow stores for infinities (±1.797e308) and runs without the metric, which
@@ -56,4 +56,8 @@ def best_run_query(metric: str, order_by: str) -> tuple[str, list[str]]:
         raise ConfigurationError(f"order_by must be 'ASC' or 'DESC', got {order_by!r}")
     name = f"metrics.`{metric}`"
     found = f"attributes.status = 'FINISHED' and {name} > -1e308 and {name} < 1e308"
+    if target_id is not None:
+        if "'" in target_id:
+            raise ConfigurationError(f"{target_id!r} is no target id: it has a quote")
+        found += f" and tags.target_id = '{target_id}'"
     return found, [f"{name} {order_by.upper()}", "attributes.start_time ASC"]

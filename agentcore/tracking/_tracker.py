@@ -129,10 +129,19 @@ class MLflowTracker:
         return await self._search(filter_string, ["attributes.start_time DESC"], max_results)
 
     async def get_best_run(
-        self, metric: str = "improvement_percentage", order_by: str = "DESC"
+        self,
+        metric: str = "improvement_percentage",
+        order_by: str = "DESC",
+        *,
+        target_id: str | None = None,
     ) -> TrackedRun | None:
-        """The FINISHED run with the best finite `metric`, ordered by the server; None if there is none."""
-        found, order = best_run_query(metric, order_by)
+        """The FINISHED run with the best finite `metric`, ordered by the server; None if there is none.
+
+        Args:
+            order_by: DESC or ASC.
+            target_id: only among this target's runs.
+        """
+        found, order = best_run_query(metric, order_by, target_id)
         runs = await self._search(found, order, 1)
         return runs[0] if runs else None
 

@@ -109,20 +109,38 @@ class _Compiler(dspy.MIPROv2):
         evaluate: Any,
         valset: list[Any],
         num_trials: int,
-        *rest: Any,
-        **named: Any,
+        minibatch: bool,
+        minibatch_size: int,
+        minibatch_full_eval_steps: int,
+        seed: int,
     ) -> Any:
         names = [name for name, _ in program.named_predictors()]
         instructions = {name: instruction_candidates[index] for index, name in enumerate(names)}
         demos = (
             {name: len(demo_candidates[index]) for index, name in enumerate(names)} if demo_candidates else {}
         )
-        self._task.space_blocking(instructions, demos, num_trials)
+        planned = num_trials + (_full_evaluations(num_trials, minibatch_full_eval_steps) if minibatch else 0)
+        self._task.space_blocking(instructions, demos, planned)
 
         def score(candidate: Any, devset: Sequence[Any], **_: Any) -> _Score:
             examples = [self._examples[id(item)] for item in devset]
             return _Score(self._task.score_blocking(candidate, examples, full=len(devset) >= len(valset)))
 
         return super()._optimize_prompt_parameters(
-            program, instruction_candidates, demo_candidates, score, valset, num_trials, *rest, **named
+            program,
+            instruction_candidates,
+            demo_candidates,
+            score,
+            valset,
+            num_trials,
+            minibatch,
+            minibatch_size,
+            minibatch_full_eval_steps,
+            seed,
         )
+
+
+def _full_evaluations(num_trials: int, steps: int) -> int:
+    """How many full evaluations DSPy puts between its minibatch trials, which it counts from 2."""
+    last = num_trials + num_trials // steps + (1 if num_trials % steps else 0)
+    return sum(trial % (steps + 1) == 0 or trial == last for trial in range(2, num_trials + 2))
