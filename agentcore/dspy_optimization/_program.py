@@ -83,20 +83,33 @@ def _output_type(values: list[Any]) -> Any:
 
 def input_names(program: Any) -> list[str] | None:
     """The inputs that the program's signature or `forward` names; None where it takes anything."""
-    if isinstance(program, (dspy.Predict, dspy.ChainOfThought)):
-        return list(program.predictors()[0].signature.input_fields)
-    parameters = inspect.signature(type(program).forward).parameters.values()
+    signature = _own_signature(program)
+    if signature is not None:
+        return list(signature.input_fields)
+    parameters = _forward_parameters(program)
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    return [parameter.name for parameter in parameters if parameter.name != "self"]
+    return [parameter.name for parameter in parameters]
 
 
 def required_inputs(program: Any) -> list[str]:
-    names = input_names(program) or []
-    if isinstance(program, (dspy.Predict, dspy.ChainOfThought)):
-        return names
-    parameters = inspect.signature(type(program).forward).parameters
-    return [name for name in names if parameters[name].default is inspect.Parameter.empty]
+    signature = _own_signature(program)
+    if signature is not None:
+        return list(signature.input_fields)
+    empty, keyword = inspect.Parameter.empty, inspect.Parameter.VAR_KEYWORD
+    parameters = _forward_parameters(program)
+    return [item.name for item in parameters if item.default is empty and item.kind is not keyword]
+
+
+def _own_signature(program: Any) -> Any:
+    """The signature of DSPy's own modules, whose `forward` takes any keyword."""
+    if isinstance(program, dspy.ChainOfThought):
+        return program.predict.signature
+    return getattr(program, "signature", None)
+
+
+def _forward_parameters(program: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(type(program).forward).parameters.values())[1:]
 
 
 def check_fit(program: Any, data: Dataset) -> None:

@@ -47,7 +47,7 @@ from agentcore.journal import (
     WarningRaised,
     WinnerMeasured,
 )
-from agentcore.lm import Guard, SearchStopped
+from agentcore.lm import Guard, SearchStopped, is_lm_failure
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import MLflowTracker
 
@@ -244,6 +244,10 @@ class _Run:
                         program = await job.optimizer.optimize(task)
                     except SearchStopped as stop:
                         stopped = stop
+                    except AgentCoreError:
+                        raise
+                    except Exception as error:  # noqa: BLE001 - an optimizer may raise anything
+                        raise self.optimizer_failure(error) from None if is_lm_failure(error) else error
                     finally:
                         self.recorder.no_more_trials()
         except BaseExceptionGroup as errors:
@@ -322,13 +326,16 @@ class _Run:
 
     def failure(self, stopped: SearchStopped) -> AgentCoreError:
         error = stopped.error
-        if isinstance(error, AgentCoreError):
-            return error
-        cause = redact(first_line(error) if error else stopped.reason, self.job.secrets)
-        return LMUnavailableError(
-            f"the language model {self.job.lm.model} failed during the search: {cause}. "
-            "No score was made up; run again once it answers"
-        )
+        return error if isinstance(error, AgentCoreError) else self.optimizer_failure(error)
+
+    def optimizer_failure(self, error: BaseException | None) -> AgentCoreError:
+        cause = redact(first_line(error) if error else "it gave no reason", self.job.secrets)
+        if is_lm_failure(error):
+            return LMUnavailableError(
+                f"the language model failed during the search: {cause}. "
+                "No score was made up; run again once it answers"
+            )
+        return EvaluationError(f"optimizer {self.job.optimizer.name} failed: {cause}")
 
     async def evaluate(
         self,

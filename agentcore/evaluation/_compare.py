@@ -80,7 +80,7 @@ def sign_flip_p_value(differences: Sequence[float], *, seed: int = 0) -> float:
     patterns, with one added to numerator and denominator (Phipson & Smyth 2010), so never 0.
     """
     changed = np.asarray([value for value in differences if value != 0.0])
-    if changed.size == 0:
+    if changed.size < 2:  # one difference alone is as large with either sign
         return 1.0
     result = stats.permutation_test(
         (changed,),

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from agentcore._imports import import_object
 from agentcore._threads import run_in_thread
 from agentcore.errors import ConfigurationError, MetricError, first_line
+from agentcore.lm import is_lm_failure
 
 Metric = Callable[..., Any]
 """`metric(example, prediction[, trace])`, sync or async, returning a bool, a number in 0–1 or a
@@ -54,10 +55,12 @@ class ScoredMetric:
                 result = exact_match(*arguments)
             else:  # may compute for long, or ask a judge
                 result = await run_in_thread(lambda: self.metric(*arguments))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - a user's metric may raise anything
+            # An LM's error may repeat its key: it is told redacted, and not chained.
+            cause = None if is_lm_failure(error) else error
             raise MetricError(
                 f"metric {self.name} raised {first_line(error)} on {_shown(example)}"
-            ) from error
+            ) from cause
         return self.checked(result)
 
     def arguments(self, example: Any, prediction: Any, trace: Any = None) -> tuple[Any, ...]:

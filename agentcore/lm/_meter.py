@@ -77,7 +77,7 @@ class _Sink:
 
 def _call_record(entry: dict[str, Any]) -> CallRecord:
     usage = entry.get("usage") or {}
-    cache_hit = bool(getattr(entry.get("response"), "cache_hit", False))
+    cache_hit = not usage and _stored_usage(entry.get("response"))
     model = str(entry.get("model", ""))
     # A cache hit repeats the old price. The offline engine is run here, for nothing.
     free = cache_hit or model.startswith("offline/")
@@ -88,6 +88,20 @@ def _call_record(entry: dict[str, Any]) -> CallRecord:
         cost_usd=0.0 if free else entry.get("cost"),
         cache_hit=cache_hit,
     )
+
+
+def _stored_usage(response: Any) -> bool:
+    """Whether a response reports usage that its history entry doesn't: DSPy's mark of a cache hit.
+
+    A provider that reports none at all leaves both empty; its calls count as made, at an unknown price.
+    """
+    first = response[0] if isinstance(response, (list, tuple)) and response else response
+    usage = first.get("usage") if isinstance(first, dict) else getattr(first, "usage", None)
+    if usage is None:
+        return False
+    names = ("input_tokens", "output_tokens", "prompt_tokens", "completion_tokens")
+    values = (usage.get(name) if isinstance(usage, dict) else getattr(usage, name, None) for name in names)
+    return any(values)
 
 
 @contextmanager

@@ -22,6 +22,8 @@ def rank(demos: Sequence[dict[str, str]], query: dict[str, str], fields: Sequenc
     The distance is the root mean square over the input fields of: the difference over the range (numbers),
     0 or 1 (fields with listed values), 1 − cosine of TF-IDF vectors (text), 1 (a value is missing).
     """
+    if not demos:
+        return []
     columns = [
         _distances([demo.get(field.name) for demo in demos], query.get(field.name), field) for field in fields
     ]

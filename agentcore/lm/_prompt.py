@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
+from xml.sax.saxutils import escape, unescape
 
 Style = Literal["chat", "json", "xml"]
 
@@ -58,26 +59,31 @@ def parse_prompt(system: str, messages: Sequence[tuple[str, str]]) -> Prompt | N
     style = _style(system)
     if not outputs or style is None:
         return None
-    names = [field.name for field in (*inputs, *outputs)]
     demos = []
     for (role, text), (next_role, reply) in pairwise(messages):
         if role == "user" and next_role == "assistant":
-            demo = {**_values(text, style, names, reply=False), **_values(reply, style, names, reply=True)}
+            demo = {**_values(text, style, inputs), **_values(reply, style, outputs, reply=True)}
             demos.append({name: value for name, value in demo.items() if value != _NOT_SUPPLIED})
-    query = _values(_without_request(messages[-1][1]), style, names, reply=False)
+    query = _values(_without_request(messages[-1][1]), style, inputs)
     instruction = rest.partition(_OBJECTIVE)[2]
     return Prompt(style, inputs, outputs, " ".join(instruction.split()), tuple(demos), query)
 
 
 def render(prompt: Prompt, values: dict[str, str]) -> str:
     """A reply in the form that the prompt's adapter parses."""
+    types = {field.name: field.type for field in prompt.outputs}
     if prompt.style == "json":
-        types = {field.name: field.type for field in prompt.outputs}
         return json.dumps({name: _typed(value, types[name]) for name, value in values.items()})
     if prompt.style == "xml":
-        return "\n\n".join(f"<{name}>\n{value}\n</{name}>" for name, value in values.items())
+        shown = {name: escape(value) if _is_plain(types[name]) else value for name, value in values.items()}
+        return "\n\n".join(f"<{name}>\n{value}\n</{name}>" for name, value in shown.items())
     blocks = [f"[[ ## {name} ## ]]\n{value}" for name, value in values.items()]
     return "\n\n".join([*blocks, "[[ ## completed ## ]]"])
+
+
+def _is_plain(type_name: str) -> bool:
+    """Whether XML holds the type as escaped text, not as elements of its own."""
+    return type_name in ("str", "int", "float", "bool") or type_name.startswith("Literal[")
 
 
 def _fields(text: str) -> tuple[Field, ...]:
@@ -100,10 +106,11 @@ def _without_request(text: str) -> str:
     return head if found else text
 
 
-def _values(text: str, style: Style, names: Sequence[str], *, reply: bool) -> dict[str, str]:
+def _values(text: str, style: Style, fields: Sequence[Field], *, reply: bool = False) -> dict[str, str]:
     text = text.removeprefix(_INCOMPLETE)
     if style == "xml":
-        return _xml_values(text, names)
+        return _xml_values(text, fields, reply)
+    names = [field.name for field in fields]
     if style == "json" and reply:
         return _json_values(text, names)
     marks = [match for match in _HEADER.finditer(text) if match["name"] in (*names, "completed")]
@@ -115,12 +122,15 @@ def _values(text: str, style: Style, names: Sequence[str], *, reply: bool) -> di
     }
 
 
-def _xml_values(text: str, names: Sequence[str]) -> dict[str, str]:
+def _xml_values(text: str, fields: Sequence[Field], reply: bool) -> dict[str, str]:
+    """XML is escaped in replies only."""
     found = {}
-    for name in names:
-        match = re.search(rf"<{re.escape(name)}>\n?(.*?)\n?</{re.escape(name)}>", text, re.DOTALL)
+    for field in fields:
+        name = re.escape(field.name)
+        match = re.search(rf"<{name}\s*/>|<{name}>(.*?)</{name}>", text, re.DOTALL)
         if match:
-            found[name] = match[1].strip()
+            value = (match[1] or "").strip()
+            found[field.name] = unescape(value) if reply and _is_plain(field.type) else value
     return found
 
 

@@ -24,12 +24,12 @@ class ProgramModel(PythonModel):  # type: ignore[misc,unused-ignore]
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
-    ) -> list[dict[str, Any]]:
-        """One dict of output fields for each row of input fields."""
+    ) -> pd.DataFrame:
+        """A row of output fields for each row of input fields."""
         lm = resolve_lm(Settings().lm or self.default_lm)
         with dspy.context(lm=lm):
             rows: list[dict[str, Any]] = model_input.to_dict("records")  # type: ignore[assignment]
-            return [dict(self.program(**row).items()) for row in rows]
+            return pd.DataFrame([dict(self.program(**row).items()) for row in rows])
 
 
 set_model(ProgramModel())

@@ -1,0 +1,95 @@
+"""An OpenAI-compatible chat server in a process of its own, which answers as the offline engine does.
+
+    python -m tests.support.openai_server FAULT AFTER
+
+From request number AFTER on (counted from 0) it does FAULT: `none`, `429` (once in two, Retry-After: 0),
+`500`, `401`, `hang`, `malformed`, `die` (the process ends). Prints its port, then one line a request.
+"""
+
+import itertools
+import json
+import os
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from agentcore.lm.offline import answer, count_tokens
+
+FAULT, AFTER = sys.argv[1], int(sys.argv[2])
+numbers = itertools.count()
+never = threading.Event()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        number = next(numbers)
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        print(f"request {number}", flush=True)
+        if number >= AFTER and self.fault(number):
+            return
+        messages = [(message["role"], message["content"]) for message in body["messages"]]
+        system = "".join(text for role, text in messages if role == "system")
+        text = answer(system, [message for message in messages if message[0] != "system"])
+        asked = sum(count_tokens(content) for _, content in messages)
+        answered = count_tokens(text)
+        self.reply(
+            200,
+            {
+                "id": f"chatcmpl-{number}",
+                "object": "chat.completion",
+                "created": 1,
+                "model": body["model"],
+                "choices": [
+                    {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}
+                ],
+                "usage": {
+                    "prompt_tokens": asked,
+                    "completion_tokens": answered,
+                    "total_tokens": asked + answered,
+                },
+            },
+        )
+
+    def fault(self, number: int) -> bool:
+        """Do the fault; False where this request is answered all the same."""
+        if FAULT == "429":
+            if number % 2:
+                return False
+            self.reply(429, {"error": {"message": "slow down", "type": "rate_limit"}}, {"Retry-After": "0"})
+        elif FAULT == "500":
+            self.reply(500, {"error": {"message": "out of order", "type": "server_error"}})
+        elif FAULT == "401":
+            # Providers do repeat the key that they refuse.
+            self.reply(
+                401, {"error": {"message": f"bad key {self.headers['Authorization']}", "type": "auth"}}
+            )
+        elif FAULT == "malformed":
+            self.raw(200, b'{"choices": [{"message":', {})
+        elif FAULT == "hang":
+            never.wait()
+        elif FAULT == "die":
+            os._exit(1)
+        return FAULT != "none"
+
+    def reply(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
+        self.raw(status, json.dumps(content).encode(), headers or {})
+
+    def raw(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": "application/json", **headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+
+if __name__ == "__main__":
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    print(server.server_address[1], flush=True)
+    server.serve_forever()
