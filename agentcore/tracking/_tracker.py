@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import json
 import math
+import shutil
 import tempfile
 import time
 import uuid
@@ -464,10 +465,14 @@ class MLflowTracker:
             raise ArtifactError(f"run {run_id} has no model {artifact_name!r}; it has {others}")
         digests = json.loads(recorded)
         with _scratch() as directory:
+            files = directory / "models"
+            files.mkdir()
             for filename in digests:
                 if not filename.endswith(".pkl") or trust_pickle:
-                    await self._download(run_id, f"models/{filename}", directory)
-            files = directory / "models"
+                    # A local store hands out its own file instead of a copy.
+                    stored = await self._download(run_id, f"models/{filename}", directory)
+                    if stored != files / filename:
+                        shutil.copyfile(stored, files / filename)
             return await run_in_thread(
                 lambda: load_program(
                     files, artifact_name, program=program, digests=digests, trust_pickle=trust_pickle

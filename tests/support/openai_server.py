@@ -1,22 +1,21 @@
 """An OpenAI-compatible chat server in a process of its own, which answers as the offline engine does.
 
-    python -m tests.support.openai_server FAULT AFTER
-
-From request number AFTER on (counted from 0) it does FAULT: `none`, `429` (once in two, Retry-After: 0),
-`500`, `401`, `hang`, `malformed`, `die` (the process ends). Prints its port, then one line a request.
+Its base URL says what goes wrong: `/FAULT/AFTER/NAME/v1` does FAULT from request number AFTER on, counted
+from 0 for that URL: `none`, `429` (every second request, Retry-After: 0), `500`, `401`, `hang`, `malformed`,
+`die` (the process ends). Prints its port, then a line for each request: its path.
 """
 
 import itertools
 import json
 import os
-import sys
 import threading
+from collections import defaultdict
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from agentcore.lm.offline import answer, count_tokens
 
-FAULT, AFTER = sys.argv[1], int(sys.argv[2])
-numbers = itertools.count()
+numbers: dict[str, Iterator[int]] = defaultdict(itertools.count)
 never = threading.Event()
 
 
@@ -27,10 +26,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self) -> None:
-        number = next(numbers)
+        number = next(numbers[self.path])
+        _, fault, after, *_ = self.path.split("/")
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        print(f"request {number}", flush=True)
-        if number >= AFTER and self.fault(number):
+        print(self.path, flush=True)
+        if number >= int(after) and self.fault(fault, number):
             return
         messages = [(message["role"], message["content"]) for message in body["messages"]]
         system = "".join(text for role, text in messages if role == "system")
@@ -55,26 +55,26 @@ class Handler(BaseHTTPRequestHandler):
             },
         )
 
-    def fault(self, number: int) -> bool:
+    def fault(self, fault: str, number: int) -> bool:
         """Do the fault; False where this request is answered all the same."""
-        if FAULT == "429":
+        if fault == "429":
             if number % 2:
                 return False
             self.reply(429, {"error": {"message": "slow down", "type": "rate_limit"}}, {"Retry-After": "0"})
-        elif FAULT == "500":
+        elif fault == "500":
             self.reply(500, {"error": {"message": "out of order", "type": "server_error"}})
-        elif FAULT == "401":
+        elif fault == "401":
             # Providers do repeat the key that they refuse.
             self.reply(
                 401, {"error": {"message": f"bad key {self.headers['Authorization']}", "type": "auth"}}
             )
-        elif FAULT == "malformed":
+        elif fault == "malformed":
             self.raw(200, b'{"choices": [{"message":', {})
-        elif FAULT == "hang":
+        elif fault == "hang":
             never.wait()
-        elif FAULT == "die":
+        elif fault == "die":
             os._exit(1)
-        return FAULT != "none"
+        return fault != "none"
 
     def reply(self, status: int, content: object, headers: dict[str, str] | None = None) -> None:
         self.raw(status, json.dumps(content).encode(), headers or {})
