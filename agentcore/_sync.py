@@ -6,7 +6,7 @@ import contextvars
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -23,9 +23,16 @@ def _background_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _loop is None:
             loop = asyncio.new_event_loop()
-            threading.Thread(target=loop.run_forever, name="agentcore-sync", daemon=True).start()
+            threading.Thread(target=_run_always, args=(loop,), name="agentcore-sync", daemon=True).start()
             _loop = loop
         return _loop
+
+
+def _run_always(loop: asyncio.AbstractEventLoop) -> None:
+    """A SystemExit in a task stops its loop; the task's caller gets it, and others still need the loop."""
+    while True:
+        with contextlib.suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
 
 
 def run_blocking(work: Coroutine[Any, Any, T], context: contextvars.Context | None = None) -> T:
@@ -61,13 +68,15 @@ def run_blocking(work: Coroutine[Any, Any, T], context: contextvars.Context | No
 class SyncTwin:
     """Every public coroutine method of `target`, made blocking. Safe inside a running event loop.
 
-    All calls through one twin share one context, so a run started by `twin.start_run(...)` is the
-    current run of `twin.log_*(...)`.
+    Each call runs in a copy of the caller's context. The variables named in `carry` go on from call to
+    call within a thread, so that a run started by `twin.start_run(...)` is the current run of
+    `twin.log_*(...)`.
     """
 
-    def __init__(self, target: object) -> None:
+    def __init__(self, target: object, carry: Sequence[contextvars.ContextVar[Any]] = ()) -> None:
         self._target = target
-        self._context = contextvars.copy_context()
+        self._carry = carry
+        self._carried = threading.local()
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._target, name)
@@ -78,6 +87,13 @@ class SyncTwin:
     def _blocking(self, method: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
         @functools.wraps(method)
         def call(*args: Any, **kwargs: Any) -> T:
-            return run_blocking(method(*args, **kwargs), self._context)
+            context, carried = contextvars.copy_context(), vars(self._carried)
+            for variable in self._carry:
+                if variable.name in carried:
+                    context.run(variable.set, carried[variable.name])
+            try:
+                return run_blocking(method(*args, **kwargs), context)
+            finally:
+                carried.update({item.name: context[item] for item in self._carry if item in context})
 
         return call

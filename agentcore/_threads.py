@@ -28,9 +28,13 @@ def start_in_thread(work: Callable[[], T], *, name: str = "agentcore-worker") ->
             future.set_result(value)  # type: ignore[arg-type]
 
     def run() -> None:
-        value, error = None, None
+        value: T | None = None
+        error: BaseException | None = None
         try:
             value = context.run(work)
+        except (StopIteration, SystemExit, KeyboardInterrupt) as caught:
+            # A future can't hold the first, and the others would end the event loop.
+            error = RuntimeError(f"{type(caught).__name__} raised in a worker thread: {caught}")
         except BaseException as caught:  # noqa: BLE001 - handed to the one who awaits
             error = caught
         if not loop.is_closed():

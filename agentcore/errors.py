@@ -54,12 +54,24 @@ class ArtifactError(AgentCoreError):
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without any known secret: those given, and the values of environment variables whose
     names say that they hold one (KEY, TOKEN, SECRET, PASSWORD, CREDENTIAL; at least 8 characters)."""
-    known = {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
-    known.update(secrets)
-    for secret in sorted(known, key=len, reverse=True):
+    return replace_secrets(text, environment_secrets() | set(secrets))
+
+
+def replace_secrets(text: str, secrets: Iterable[str]) -> str:
+    for secret in sorted(secrets, key=len, reverse=True):
         if len(secret) >= _MIN_SECRET_LENGTH:
             text = text.replace(secret, "[redacted]")
     return text
+
+
+def looks_random(text: str) -> bool:
+    """Whether a secret's value can't be an ordinary word: long, with letters and digits."""
+    return len(text) >= 16 and any(map(str.isdigit, text)) and any(map(str.isalpha, text))
+
+
+def environment_secrets() -> set[str]:
+    """The values of environment variables whose names say that they hold a secret."""
+    return {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:

@@ -61,7 +61,12 @@ def optimize(
         str | None, typer.Option(help="Proposes instructions [default: AGENTCORE_PROMPT_LM, else --lm].")
     ] = None,
     optimizer: Annotated[str, typer.Option(help="Algorithm.")] = "miprov2",
-    auto: Annotated[str, typer.Option(help="How much to search: light, medium or heavy.")] = "light",
+    auto: Annotated[
+        str,
+        typer.Option(
+            help="How much to search: light, medium, heavy; none takes --set num_candidates and num_trials."
+        ),
+    ] = "light",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting of the optimizer, such as max_labeled_demos=8; repeatable."),
@@ -89,7 +94,9 @@ def optimize(
     experiment: Experiment = None,
 ) -> None:
     """Optimize PROGRAM on your examples and measure the gain on a held-out part of them."""
-    settings: dict[str, Any] = {"auto": auto} if optimizer == "miprov2" else {}
+    settings: dict[str, Any] = {}
+    if optimizer == "miprov2":
+        settings["auto"] = None if auto == "none" else auto
     settings |= dict(_setting(text) for text in set_ or [])
     _optimize(
         program=None if program == "auto" else program,

@@ -74,7 +74,13 @@ def resolve_input_fields(fields: tuple[str, ...], input_fields: InputFields, nam
     return chosen
 
 
+_DSPYS_OWN = ("base", "self")
+"""Names that `dspy.Example(**fields)` takes for itself."""
+
+
 def _check_name(field: Any, name: str) -> None:
+    if field in _DSPYS_OWN or str(field).startswith("dspy_"):
+        raise DataError(f"{name}: field name {field!r} is one that DSPy uses itself. Rename it")
     if not isinstance(field, str) or not field.isidentifier() or keyword.iskeyword(field):
         usable = re.sub(r"\W+", "_", str(field)).strip("_") or "field"
         raise DataError(
@@ -102,9 +108,7 @@ def _check_value(value: Any, where: str) -> None:
         raise DataError(f"{where}: missing value. Fill it in or drop the row")
     if isinstance(value, float) and not math.isfinite(value):
         raise DataError(f"{where}: {value} is no finite number. Fill it in or drop the row")
-    if isinstance(value, (str, int, float, bool)):
-        return
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{where}: a {type(value).__name__} that JSON can't hold ({error})") from None

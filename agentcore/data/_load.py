@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def _from_path(source: str | Path, input_fields: InputFields, name: str | None) 
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} can't be read as UTF-8 text: {error}") from None
+    except csv.Error as error:
+        raise DataError(f"{path} can't be read as CSV: {error}") from None
     return Dataset.from_rows(rows, input_fields=input_fields, name=name or path.stem)
 
 
@@ -83,8 +86,8 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
                 continue
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: no valid JSON ({error.msg})") from None
+            except (ValueError, RecursionError) as error:
+                raise DataError(f"{path}, line {number}: no valid JSON ({error})") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
             rows.append(row)
@@ -94,15 +97,15 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
 def _read_json(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: no valid JSON ({error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: no valid JSON ({error})") from None
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a list of objects, got {type(rows).__name__}")
     return rows
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    """Columns in which every cell is a number become numbers; all others stay text."""
+    """Columns in which every cell is written as a number become numbers; all others stay text."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, restkey="", restval=None)
         rows: list[dict[str, Any]] = list(reader)
@@ -117,15 +120,15 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
+_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?([eE][+-]?\d{1,3})?")
+
+
 def _number_type(cells: list[str]) -> type[int] | type[float] | None:
-    for kind in (int, float):
-        try:
-            for cell in cells:
-                kind(cell)
-        except ValueError:
-            continue
-        return kind
-    return None
+    """int or float where every cell is written as one: 01234 is a code, 1_000 a name, twenty digits an id."""
+    if all(_INTEGER.fullmatch(cell) for cell in cells):
+        return int
+    return float if all(_NUMBER.fullmatch(cell) for cell in cells) else None
 
 
 def _is_frame(source: Any) -> bool:
@@ -133,8 +136,8 @@ def _is_frame(source: Any) -> bool:
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """NumPy scalars as Python's own, which JSON can hold."""
+    """NumPy scalars and arrays as Python's own values, which JSON can hold."""
     return {
-        key: value.item() if type(value).__module__ == "numpy" and hasattr(value, "item") else value
+        key: value.tolist() if type(value).__module__ == "numpy" and hasattr(value, "tolist") else value
         for key, value in row.items()
     }

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import ValidationError
+
 from agentcore.data import Dataset, Splits, given_splits, load_dataset
 from agentcore.dspy_optimization._program import (
     check_fit,
@@ -17,9 +19,9 @@ from agentcore.dspy_optimization._program import (
 from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceMetrics
 from agentcore.dspy_optimization.optimizers import Optimizer, make_optimizer
 from agentcore.errors import ConfigurationError, DataError
-from agentcore.evaluation import Metric, ScoredMetric, resolve_metric
+from agentcore.evaluation import ExactMatch, Metric, ScoredMetric, resolve_metric
 from agentcore.lm import OFFLINE_NOTE, is_offline, lm_secrets, resolve_lm
-from agentcore.settings import Settings
+from agentcore.settings import Settings, explain
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,11 @@ def prepare(
         ConfigurationError: no LM, an unknown optimizer, program or metric, wrong settings.
         DataError: examples that can't be used, or don't fit the program.
     """
-    request = OptimizationRequest.model_validate(request)
+    try:
+        request = OptimizationRequest.model_validate(request)
+        given = None if baseline_metrics is None else PerformanceMetrics.model_validate(baseline_metrics)
+    except ValidationError as error:
+        raise ConfigurationError(f"request or baseline_metrics: {explain(error)}") from None
     constraints = request.constraints
     if isinstance(program, str):
         program, program_path = resolve_program(program)
@@ -103,6 +109,11 @@ def prepare(
     proposer = prompt_lm or Settings().prompt_lm
     prompt_lm = resolve_lm(proposer) if proposer else task_lm
     warnings = unseen_labels(program, splits)
+    resolved_metric, ignored = _only_outputs(resolved_metric, program, data)
+    if ignored:
+        warnings.append(
+            f"exact_match does not compare {', '.join(ignored)}: neither input nor output of the program"
+        )
     if is_offline(task_lm) or is_offline(prompt_lm):
         warnings.append(OFFLINE_NOTE)
     return Job(
@@ -116,12 +127,20 @@ def prepare(
         lm=task_lm,
         prompt_lm=prompt_lm,
         optimizer=optimizer,
-        given_baseline=(
-            None if baseline_metrics is None else PerformanceMetrics.model_validate(baseline_metrics)
-        ),
+        given_baseline=given,
         seed=seed,
         warnings=tuple(warnings),
     )
+
+
+def _only_outputs(metric: ScoredMetric, program: Any, data: Dataset) -> tuple[ScoredMetric, list[str]]:
+    """Exact match over the labels that the program can predict; and the fields that are left out."""
+    produced = {name for item in program.predictors() for name in item.signature.output_fields}
+    compared = tuple(name for name in data.output_fields if name in produced)
+    ignored = [name for name in data.output_fields if name not in produced]
+    if not isinstance(metric.metric, ExactMatch) or not compared or not ignored:
+        return metric, []
+    return ScoredMetric(ExactMatch(compared), metric.success_threshold), ignored
 
 
 def _optimizer(request: OptimizationRequest) -> Optimizer:

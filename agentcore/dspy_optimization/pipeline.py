@@ -47,7 +47,7 @@ from agentcore.journal import (
     WarningRaised,
     WinnerMeasured,
 )
-from agentcore.lm import Guard, SearchStopped, is_lm_failure
+from agentcore.lm import Guard, SearchStopped, is_lm_failure, redacted_logs
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import MLflowTracker
 
@@ -173,37 +173,43 @@ class _Run:
 
     async def execute(self) -> OptimizationResult:
         job = self.job
-        await self.recorder.start()
-        self.emit(
-            RunStarted,
-            run_id=self.recorder.run_id,
-            target_type=job.request.target.type,
-            target_id=job.request.target.id,
-            seed=job.seed,
-            split_sizes=job.splits.sizes,
-        )
-        for message in job.warnings:
-            self.warn(message)
         try:
-            return await self.steps()
+            with redacted_logs(job.secrets):
+                await self.recorder.start()
+                self.emit(
+                    RunStarted,
+                    run_id=self.recorder.run_id,
+                    target_type=job.request.target.type,
+                    target_id=job.request.target.id,
+                    seed=job.seed,
+                    split_sizes=job.splits.sizes,
+                )
+                for message in job.warnings:
+                    self.warn(message)
+                return await self.steps()
         except asyncio.CancelledError:
-            self.emit(RunFinished, status="cancelled")
             await self.recorder.cancelled(self.best)
+            self.emit(RunFinished, status="cancelled")
             raise
         except BaseException as error:
-            known = error if isinstance(error, AgentCoreError) else None
-            message = redact(str(known) if known else first_line(error), job.secrets)
+            known = isinstance(error, AgentCoreError)
+            message = redact(str(error) if known else first_line(error), job.secrets)
+            await self.recorder.failed(message)
             self.emit(RunFinished, status="failed", error=message)
-            await self.recorder.failed(EvaluationError(message))
             raise
 
     async def steps(self) -> OptimizationResult:
         started = time.monotonic()
-        baseline = await self.measure("baseline", self.job.program)
+        baseline, reserve = await self.measure("baseline", self.job.program)
         self.check_objectives(baseline)
         self.emit(BaselineMeasured, metrics=baseline.metrics.model_dump())
-        program, status = await self.search(reserve=self.progress.meter.total.calls)
-        optimized = await self.measure("winner", program)
+        program, status = await self.search(reserve)
+        if program.dump_state() == self.job.program.dump_state():
+            # Measured again, the same program would differ by noise, or by the cache's answers.
+            self.warn("no candidate was better on the validation split: the program is kept as given")
+            optimized = baseline
+        else:
+            optimized, _ = await self.measure("winner", program)
         result = self.result(program, status, baseline, optimized, time.monotonic() - started)
         self.emit(
             WinnerMeasured,
@@ -216,12 +222,22 @@ class _Run:
         self.emit(RunFinished, status=status, summary={"run_id": self.recorder.run_id})
         return result.model_copy(update={"warnings": list(self.warnings)})
 
-    async def measure(self, stage: str, program: Any) -> EvaluationReport:
-        """Evaluate a program on the test split."""
-        test = self.job.splits.test
+    async def measure(self, stage: str, program: Any) -> tuple[EvaluationReport, int]:
+        """Evaluate a program on the test split; the report, and how many LM calls it took."""
+        test, limit = self.job.splits.test, self.constraints.max_lm_calls
+        if limit is not None and limit <= 2 * len(test):
+            raise self.too_few_calls(len(test))
+        # The guard stops the threads of synchronous programs, which a cancellation can't.
+        guard = Guard(limit if stage == "baseline" else None, outage_after=None)
         self.stage(stage, len(test))
-        with self.metered(stage):
-            return await self.evaluate(program, test, max_error_rate=self.constraints.max_error_rate)
+        try:
+            with self.metered(stage), guard.watching():
+                report = await self.evaluate(program, test, max_error_rate=self.constraints.max_error_rate)
+        except SearchStopped:
+            raise self.too_few_calls(guard.calls) from None
+        finally:
+            guard.stop("cancelled")
+        return report, guard.calls
 
     async def search(self, reserve: int) -> tuple[Any, Status]:
         """Optimize on train and validation; the program to keep, and how the search ended.
@@ -308,10 +324,14 @@ class _Run:
         if limit is None:
             return None
         if limit <= 2 * reserve:
-            raise ConfigurationError(
-                f"max_lm_calls={limit} leaves nothing for the search: baseline and winner take {reserve} each"
-            )
+            raise self.too_few_calls(reserve)
         return limit - 2 * reserve
+
+    def too_few_calls(self, each: int) -> ConfigurationError:
+        return ConfigurationError(
+            f"max_lm_calls={self.constraints.max_lm_calls} leaves nothing for the search: "
+            f"baseline and winner take at least {each} each"
+        )
 
     def kept(self, task: SearchTask, stopped: SearchStopped) -> Any:
         reason = {
@@ -425,5 +445,10 @@ class _Run:
         self.emit(WarningRaised, message=message)
 
     def emit(self, kind: Any, **values: Any) -> None:
-        if self.sink:
+        if self.sink is None:
+            return
+        try:
             self.sink(kind(optimization_id=self.job.optimization_id, **values))
+        except Exception as error:  # noqa: BLE001 - the caller's; a broken listener must not cost the run
+            self.sink = None
+            self.warn(f"on_event raised {first_line(error)}: it is not called any more")

@@ -8,13 +8,14 @@ from agentcore.evaluation._compare import (
     sign_flip_p_value,
     smallest_detectable_gain,
 )
-from agentcore.evaluation._metric import Metric, ScoredMetric, exact_match, resolve_metric
+from agentcore.evaluation._metric import ExactMatch, Metric, ScoredMetric, exact_match, resolve_metric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord, PerformanceMetrics
 from agentcore.evaluation._run import Limits, evaluate
 
 __all__ = [
     "Comparison",
     "EvaluationReport",
+    "ExactMatch",
     "ExampleRecord",
     "Interval",
     "Limits",

@@ -12,6 +12,8 @@ from agentcore.errors import DataError
 from agentcore.evaluation._records import EvaluationReport
 
 RESAMPLES = 9_999
+_NOISE = 1e-12
+"""A smaller difference of scores is rounding."""
 CONFIDENCE = 0.95
 ALPHA = 0.05
 POWER = 0.8
@@ -79,7 +81,7 @@ def sign_flip_p_value(differences: Sequence[float], *, seed: int = 0) -> float:
     Exact where all sign patterns of the non-zero differences number at most 9,999; else by as many random
     patterns, with one added to numerator and denominator (Phipson & Smyth 2010), so never 0.
     """
-    changed = np.asarray([value for value in differences if value != 0.0])
+    changed = np.asarray([value for value in differences if abs(value) > _NOISE])
     if changed.size < 2:  # one difference alone is as large with either sign
         return 1.0
     result = stats.permutation_test(
@@ -101,8 +103,8 @@ def bca_interval(differences: Sequence[float], *, seed: int = 0, confidence: flo
     for few examples understates what is unknown.
     """
     values = np.asarray(differences, dtype=float)
-    if values.size < 2 or np.ptp(values) == 0.0:
-        return Interval(float(values[0]), float(values[0]))
+    if values.size < 2 or np.ptp(values) <= _NOISE:
+        return Interval(float(np.mean(values)), float(np.mean(values)))
     interval = stats.bootstrap(
         (values,),
         _mean,

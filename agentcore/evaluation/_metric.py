@@ -4,12 +4,18 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
 from typing import Any, NamedTuple
+
+from pydantic import BaseModel
 
 from agentcore._imports import import_object
 from agentcore._threads import run_in_thread
 from agentcore.errors import ConfigurationError, MetricError, first_line
 from agentcore.lm import is_lm_failure
+
+_ROUNDING = 1e-9
 
 Metric = Callable[..., Any]
 """`metric(example, prediction[, trace])`, sync or async, returning a bool, a number in 0–1 or a
@@ -51,8 +57,8 @@ class ScoredMetric:
         try:
             if self.is_async:
                 result = await self.metric(*arguments)
-            elif self.metric is exact_match:
-                result = exact_match(*arguments)
+            elif isinstance(self.metric, ExactMatch):
+                result = self.metric(*arguments)
             else:  # may compute for long, or ask a judge
                 result = await run_in_thread(lambda: self.metric(*arguments))
         except Exception as error:  # noqa: BLE001 - a user's metric may raise anything
@@ -82,6 +88,8 @@ class ScoredMetric:
                 f"or dspy.Prediction(score=…){hint}"
             )
         value = float(result)
+        if -_ROUNDING <= value <= 1 + _ROUNDING:
+            value = min(1.0, max(0.0, value))
         if math.isnan(value):
             raise MetricError(f"metric {self.name} returned NaN: return a number in 0–1")
         if not 0.0 <= value <= 1.0:
@@ -90,7 +98,7 @@ class ScoredMetric:
 
 
 def _positional_arguments(metric: Metric) -> int:
-    """How many of (example, prediction, trace, …) the metric takes: all it requires, and trace if it can."""
+    """How many of (example, prediction, trace, …) the metric takes: what it requires, and `trace`."""
     try:
         parameters = list(inspect.signature(metric).parameters.values())
     except (TypeError, ValueError):
@@ -105,25 +113,48 @@ def _positional_arguments(metric: Metric) -> int:
             f"but takes {len(positional)} argument{'s' * (len(positional) != 1)}"
         )
     required = sum(parameter.default is inspect.Parameter.empty for parameter in positional)
-    return max(required, min(3, len(positional)))
+    optional_trace = len(positional) > 2 and positional[2].name in ("trace", "_trace", "_")
+    return max(2, required, 3 if optional_trace else 0)
 
 
-def exact_match(example: Any, prediction: Any, trace: Any = None) -> bool:
-    """Whether every output field equals the label: text without regard to case and white space,
-    numbers to a relative 1e-9."""
-    labels = example.labels()
-    return all(_equal(labels[name], getattr(prediction, name, None)) for name in labels.keys())  # noqa: SIM118
+@dataclass(frozen=True)
+class ExactMatch:
+    """Whether the predicted fields equal their labels: text without regard to case and white space, floats
+    to a relative 1e-9, enums by value, models by content.
+
+    Args:
+        fields: the label fields to compare; None for all of them.
+    """
+
+    fields: tuple[str, ...] | None = None
+    __name__ = "exact_match"
+
+    def __call__(self, example: Any, prediction: Any, trace: Any = None) -> bool:
+        labels = dict(example.labels().items())
+        compared = labels if self.fields is None else [name for name in labels if name in self.fields]
+        return all(_equal(labels[name], _predicted(prediction, name)) for name in compared)
+
+
+exact_match = ExactMatch()
+
+
+def _predicted(prediction: Any, name: str) -> Any:
+    # A Prediction's methods hide fields of their names from attribute access.
+    getter = getattr(prediction, "get", None)
+    return getter(name, None) if callable(getter) else getattr(prediction, name, None)
 
 
 def _equal(expected: Any, actual: Any) -> bool:
+    if isinstance(actual, Enum):
+        actual = actual.value
+    if isinstance(actual, BaseModel):
+        actual = actual.model_dump(mode="json")
     if isinstance(expected, str):
         return actual is not None and _folded(expected) == _folded(str(actual))
-    if isinstance(expected, bool) or isinstance(actual, bool):
-        return bool(expected == actual)
-    if isinstance(expected, (int, float)):
+    if isinstance(expected, float) or isinstance(actual, float):
         try:
             return math.isclose(float(expected), float(actual), rel_tol=1e-9)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             return False
     return bool(expected == actual)
 

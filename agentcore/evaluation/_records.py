@@ -1,7 +1,7 @@
 """What an evaluation leaves behind."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -17,9 +17,9 @@ class PerformanceMetrics(BaseModel):
     quality_score: float = Field(ge=0, le=1)
     """Mean score, 0–1."""
     avg_cost: float | None = Field(default=None, ge=0)
-    """USD per example; None where a call's price is unknown. A cache hit costs nothing."""
+    """USD per example, over examples without a cache hit; None where there is none, or a price is unknown."""
     avg_latency_ms: float | None = Field(default=None, ge=0)
-    """Milliseconds per example that called an LM; None where the cache answered every example."""
+    """Milliseconds per example, over examples without a cache hit; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ExampleRecord:
     failed: Literal["lm", "program"] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,10 @@ class EvaluationReport:
     @property
     def metrics(self) -> PerformanceMetrics:
         scored = [score for score in self.scores if score is not None]
-        costs = [record.cost_usd for record in self.records if record.failed != "lm"]
-        latencies = [record.latency_ms for record in self.records if record.latency_ms is not None]
+        # What the cache answered tells neither what the program costs nor how long it takes.
+        fresh = [record for record in self.records if not record.cache_hits]
+        costs = [record.cost_usd for record in fresh if record.failed != "lm"]
+        latencies = [record.latency_ms for record in fresh if record.latency_ms is not None]
         known = [cost for cost in costs if cost is not None]
         return PerformanceMetrics(
             success_rate=_mean([float(score >= self.success_threshold) for score in scored]),

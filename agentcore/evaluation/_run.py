@@ -1,6 +1,7 @@
 """Runs a program over examples in the event loop."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import dspy
+from pydantic import BaseModel
 
 from agentcore._threads import run_in_thread
 from agentcore.data import Example
@@ -90,6 +92,19 @@ async def evaluate(
     )
 
 
+def has_own_aforward(program: Any) -> bool:
+    """Whether `aforward` does what `forward` does: defined in the same class, or in one derived from it.
+
+    A subclass that overrides `forward` alone inherits an `aforward` which knows nothing of it.
+    """
+    for kind in type(program).__mro__:
+        if "aforward" in vars(kind):
+            return True
+        if "forward" in vars(kind):
+            return False
+    return False
+
+
 class _Run:
     def __init__(
         self,
@@ -103,12 +118,14 @@ class _Run:
         self.program = program
         self.metric = metric
         self.lm = lm
+        self.asynchronous = has_own_aforward(program)
+        self.secrets = lm_secrets(lm, *(predictor.lm for predictor in program.predictors()))
         self.on_record = on_record
         self.records: list[ExampleRecord] = []
         self.errors: list[tuple[int, Exception]] = []
         self.total = total
         self.only_lm_failures = limits.only_lm_failures
-        self.tolerated = int(limits.max_error_rate * total)
+        self.tolerated = math.floor(limits.max_error_rate * total + 1e-9)
         self.gate: AbstractAsyncContextManager[Any] = limits.gate or nullcontext()
 
     async def work(self, pending: Iterator[tuple[int, Example]]) -> None:
@@ -133,9 +150,15 @@ class _Run:
     async def predict(self, example: Example) -> tuple[Any, Exception | None]:
         inputs = example.inputs
         try:
-            if hasattr(self.program, "aforward"):
+            if self.asynchronous:
                 return await self.program.acall(**inputs), None
             return await run_in_thread(lambda: self.program(**inputs)), None
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # The program's own: a task group would drop the example without a word.
+            return None, RuntimeError(f"the program raised CancelledError: {error}")
         except Exception as error:  # noqa: BLE001 - a failed example is data
             return None, error
 
@@ -161,7 +184,7 @@ class _Run:
         raise EvaluationError(message)
 
     def describe(self, error: Exception) -> str:
-        return redact(first_line(error), lm_secrets(self.lm))
+        return redact(first_line(error), self.secrets)
 
 
 def _record(
@@ -194,9 +217,21 @@ def _record(
 
 
 def _as_dict(prediction: Any) -> dict[str, Any]:
-    if hasattr(prediction, "toDict"):
-        return {str(key): value for key, value in prediction.toDict().items()}
-    return {"output": prediction}
+    values = prediction.toDict() if hasattr(prediction, "toDict") else {"output": prediction}
+    return {str(key): _jsonable(value) for key, value in values.items()}
+
+
+def _jsonable(value: Any) -> Any:
+    """The value as JSON can hold it; what JSON doesn't know, as text."""
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, BaseModel):
+        return _jsonable(value.model_dump())
+    return str(value)
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -37,11 +37,13 @@ class Guard(BaseCallback):
     """Refuses LM calls once stopped, whether by a caller, a call limit or an outage. Thread-safe.
 
     Args:
-        max_calls: LM calls that may start under this guard; None for no limit.
+        max_calls: LM calls that may start under this guard, cache hits among them; None for no limit.
+        outage_after: LM calls failing in a row that stop it; None where failures are counted elsewhere.
     """
 
-    def __init__(self, max_calls: int | None = None) -> None:
+    def __init__(self, max_calls: int | None = None, *, outage_after: int | None = OUTAGE_AFTER) -> None:
         self.max_calls = max_calls
+        self.outage_after = outage_after
         self.calls = 0
         self.stopped: SearchStopped | None = None
         self._listeners: list[Callable[[SearchStopped], None]] = []
@@ -90,14 +92,14 @@ class Guard(BaseCallback):
     def on_lm_end(
         self, call_id: str, outputs: dict[str, Any] | None, exception: BaseException | None = None
     ) -> None:
-        if not is_lm_failure(exception):
+        if self.outage_after is None or not is_lm_failure(exception):
             if exception is None:
                 with self._lock:
                     self._failures = 0
             return
         with self._lock:
             self._failures += 1
-            outage = self._failures >= OUTAGE_AFTER
+            outage = self._failures >= self.outage_after
         if outage or isinstance(exception, _NEVER_RECOVERS):
             self.stop("outage", exception)
 

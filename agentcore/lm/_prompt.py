@@ -114,12 +114,12 @@ def _values(text: str, style: Style, fields: Sequence[Field], *, reply: bool = F
     if style == "json" and reply:
         return _json_values(text, names)
     marks = [match for match in _HEADER.finditer(text) if match["name"] in (*names, "completed")]
-    ends = [match.start() for match in marks[1:]] + [len(text)]
-    return {
-        mark["name"]: text[mark.end() : end].strip()
-        for mark, end in zip(marks, ends, strict=True)
-        if mark["name"] != "completed"
-    }
+    found = {}
+    for position, mark in enumerate(marks):
+        end = marks[position + 1].start() if position + 1 < len(marks) else len(text)
+        if mark["name"] != "completed":
+            found[mark["name"]] = text[mark.end() : end].strip()
+    return found
 
 
 def _xml_values(text: str, fields: Sequence[Field], reply: bool) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """From what the user said to a `dspy.LM`."""
 
+import re
 from typing import Any
 
 from agentcore.errors import ConfigurationError
@@ -70,13 +71,18 @@ def is_offline(lm: Any) -> bool:
     return str(getattr(lm, "model", "")).startswith("offline/")
 
 
+_SECRET_HEADER = re.compile(r"authorization|cookie|key|token|secret", re.IGNORECASE)
+
+
 def lm_secrets(*lms: Any) -> list[str]:
-    """The secret values that an LM carries: its API key and whatever else it sends to authenticate."""
-    found = []
+    """The secret values that LMs carry: API keys, and headers that authenticate."""
+    found: list[str] = []
     for lm in lms:
         for name, value in (getattr(lm, "kwargs", None) or {}).items():
             if isinstance(value, str) and any(part in name.lower() for part in ("key", "token", "secret")):
                 found.append(value)
             elif name in ("headers", "extra_headers") and isinstance(value, dict):
-                found += [part for text in value.values() for part in str(text).split()]
+                found += [
+                    str(text).rpartition(" ")[2] for key, text in value.items() if _SECRET_HEADER.search(key)
+                ]
     return found

@@ -160,6 +160,8 @@ def _without_demos(field: Field, query: dict[str, str]) -> str:
     if field.allowed:
         digest = hashlib.sha256(repr((field.name, sorted(query.items()))).encode()).digest()
         return field.allowed[int.from_bytes(digest[:8]) % len(field.allowed)]
+    if "None" in field.type:
+        return "null"
     if field.type in ("int", "float"):
         return "0"
     if field.type.startswith(("list", "tuple", "set")):

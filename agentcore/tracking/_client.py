@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from agentcore._threads import run_in_thread
-from agentcore.errors import TrackingError, first_line
+from agentcore.errors import ConfigurationError, TrackingError, first_line
 from agentcore.settings import MLflowConfig
 
 T = TypeVar("T")
@@ -86,7 +86,12 @@ class TrackingClient:
 
 
 def set_client_environment(config: MLflowConfig) -> None:
-    """MLflow takes these from the environment only. What the user has set stays."""
+    """MLflow takes these from the environment only. Of the first, what the user has set stays; credentials
+    in the configuration win.
+
+    Raises:
+        ConfigurationError: another configuration of this process has other credentials.
+    """
     values = {
         # Its defaults block for 4 to 20 minutes when the server is gone.
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(config.request_timeout))),
@@ -99,11 +104,28 @@ def set_client_environment(config: MLflowConfig) -> None:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GIT_PYTHON_REFRESH": "quiet",
     }
-    if config.tracking_username:
-        values["MLFLOW_TRACKING_USERNAME"] = config.tracking_username
-    if config.tracking_password:
-        values["MLFLOW_TRACKING_PASSWORD"] = config.tracking_password.get_secret_value()
-    if config.tracking_token:
-        values["MLFLOW_TRACKING_TOKEN"] = config.tracking_token.get_secret_value()
     for name, value in values.items():
-        os.environ.setdefault(name, value)
+        if os.environ.get(name) in (None, _ours.get(name)):
+            os.environ[name] = _ours[name] = value
+    for name, value in _credentials(config).items():
+        if os.environ.get(name) == _ours.get(name, value) != value:
+            raise ConfigurationError(
+                f"{name} was set for another MLflow server in this process, and MLflow reads it from the "
+                "environment for all: use one process for each set of credentials"
+            )
+        os.environ[name] = _ours[name] = value
+
+
+_ours: dict[str, str] = {}
+"""What was set here, as against by the user."""
+
+
+def _credentials(config: MLflowConfig) -> dict[str, str]:
+    found = {}
+    if config.tracking_username:
+        found["MLFLOW_TRACKING_USERNAME"] = config.tracking_username
+    if config.tracking_password:
+        found["MLFLOW_TRACKING_PASSWORD"] = config.tracking_password.get_secret_value()
+    if config.tracking_token:
+        found["MLFLOW_TRACKING_TOKEN"] = config.tracking_token.get_secret_value()
+    return found

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,6 @@ from agentcore.evaluation import Comparison, EvaluationReport, PerformanceMetric
 from agentcore.settings import MLflowConfig
 from agentcore.tracking._client import TrackingClient
 from agentcore.tracking._plots import TrialPoint, plot_comparison, plot_trials
-from agentcore.tracking._prompts import prompt_of
 from agentcore.tracking._requests import (
     KEY_TAG,
     create_run,
@@ -74,10 +74,10 @@ class MLflowTracker:
         self._current: ContextVar[str | None] = ContextVar("agentcore_run", default=None)
         self._experiment_id: str | None = None
 
-    @property
+    @cached_property
     def sync(self) -> Any:
-        """The blocking twin of this tracker."""
-        return SyncTwin(self)
+        """The blocking twin of this tracker; each thread has its own current run."""
+        return SyncTwin(self, carry=[self._current])
 
     @property
     def current_run_id(self) -> str | None:
@@ -458,24 +458,11 @@ class MLflowTracker:
         """
         from agentcore.tracking._program_files import load_program
 
-        run = await self.get_run(run_id)
-        recorded = run.tags.get(PROGRAM_TAG + artifact_name)
-        if recorded is None:
-            others = ", ".join(self.model_names(run)) or "none"
-            raise ArtifactError(f"run {run_id} has no model {artifact_name!r}; it has {others}")
-        digests = json.loads(recorded)
         with _scratch() as directory:
-            files = directory / "models"
-            files.mkdir()
-            for filename in digests:
-                if not filename.endswith(".pkl") or trust_pickle:
-                    # A local store hands out its own file instead of a copy.
-                    stored = await self._download(run_id, f"models/{filename}", directory)
-                    if stored != files / filename:
-                        shutil.copyfile(stored, files / filename)
+            digests = await self._fetch_model(run_id, artifact_name, directory, with_pickle=trust_pickle)
             return await run_in_thread(
                 lambda: load_program(
-                    files, artifact_name, program=program, digests=digests, trust_pickle=trust_pickle
+                    directory, artifact_name, program=program, digests=digests, trust_pickle=trust_pickle
                 )
             )
 
@@ -486,11 +473,13 @@ class MLflowTracker:
     async def read_prompt(self, run_id: str, artifact_name: str = "optimized_model") -> dict[str, Any]:
         """A kept program's prompt as data: by predictor its `inputs`, `outputs`, `instruction`, `demos`.
 
-        Nothing of the program is imported.
+        Nothing of the program is imported. Raises `ArtifactError` as `load_model_artifact` does.
         """
-        state = await self.read_json(run_id, f"models/{artifact_name}.json")
-        manifest = await self.read_json(run_id, f"models/{artifact_name}_metadata.json")
-        return prompt_of(state, manifest)
+        from agentcore.tracking._program_files import read_prompt
+
+        with _scratch() as directory:
+            digests = await self._fetch_model(run_id, artifact_name, directory)
+            return read_prompt(directory, artifact_name, digests)
 
     # How
 
@@ -528,8 +517,27 @@ class MLflowTracker:
         )
 
     async def _log_text(self, path: str, text: str, run_id: str) -> None:
-        clean = redact(text, self.secrets)
+        # A lone surrogate, which a model may answer with, is no UTF-8.
+        clean = redact(text, self.secrets).encode("utf-8", "backslashreplace").decode()
         await self._client.call(lambda client: client.log_text(run_id, clean, path))
+
+    async def _fetch_model(
+        self, run_id: str, artifact_name: str, directory: Path, *, with_pickle: bool = False
+    ) -> dict[str, str]:
+        """Copy a model's files into `directory`; returns the digests that stand on the run."""
+        run = await self.get_run(run_id)
+        recorded = run.tags.get(PROGRAM_TAG + artifact_name)
+        if recorded is None:
+            others = ", ".join(self.model_names(run)) or "none"
+            raise ArtifactError(f"run {run_id} has no model {artifact_name!r}; it has {others}")
+        digests: dict[str, str] = json.loads(recorded)
+        for filename in digests:
+            if with_pickle or not filename.endswith(".pkl"):
+                # A local store hands out its own file instead of a copy.
+                stored = await self._download(run_id, f"models/{filename}", directory)
+                if stored != directory / filename:
+                    shutil.copyfile(stored, directory / filename)
+        return digests
 
     async def _download(self, run_id: str, path: str, directory: Path) -> Path:
         try:

@@ -25,10 +25,14 @@ _NAMES = {value: name for name, value in _PLAIN.items()}
 
 def type_text(annotation: Any) -> str:
     """`list[str]`, `Literal['a', 'b']`, `Union[int, None]`; other classes as `'package.module:Name'`."""
+    if annotation is None:
+        return "None"
     if annotation in (list, dict, tuple, set) or get_origin(annotation) is None:
         try:
             return _NAMES[annotation]
         except (KeyError, TypeError):
+            if not isinstance(annotation, type):
+                return f"Any  # {annotation!r}"  # to be read; `parse_type` can't restore it
             return repr(f"{annotation.__module__}:{annotation.__qualname__}")
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
@@ -46,6 +50,8 @@ def parse_type(text: str) -> Any:
         ArtifactError: the text has another form, or the class can't be imported.
     """
     try:
+        if "  # " in text:
+            raise ValueError("it can't be written down")
         return _build(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
         raise ArtifactError(f"field type {text!r} can't be restored ({error}): pass program=") from None

@@ -135,7 +135,7 @@ def test_marked_inputs_of_dspy_examples_win():
         ("a.jsonl", '{"q": 1, "answer": 2}\n{"q": 1,', "line 2: no valid JSON"),
         ("a.jsonl", "[1]\n", "line 1: expected an object"),
         ("a.json", "{}", "expected a list"),
-        ("a.json", "[", "line 1: no valid JSON"),
+        ("a.json", "[", "a.json: no valid JSON"),
         ("a.csv", "q,answer\n1,2,3\n", "line 2: has another number of columns"),
         ("a.csv", "q,answer\n1\n", "line 2: has another number of columns"),
         ("a.csv", "q,answer\n", "no examples"),

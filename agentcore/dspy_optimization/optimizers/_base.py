@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 from agentcore._threads import start_in_thread
 from agentcore.data import Dataset, Example
@@ -123,6 +123,7 @@ class SearchTask:
 
     def space_blocking(self, instructions: dict[str, list[str]], demos: dict[str, int], trials: int) -> None:
         """`on_space`, from the optimizer's thread."""
+        self.guard.check()
         self._loop.call_soon_threadsafe(self.on_space, instructions, demos, trials)
 
     def judge_blocking(self, example: Any, prediction: Any, trace: Any = None) -> bool:
@@ -146,14 +147,20 @@ class SearchTask:
         raise failure
 
     def _on_loop(self, work: Callable[[], Awaitable[T]]) -> T:
-        async def run() -> T:
-            return await work()
+        async def run() -> tuple[T | None, SearchStopped | None]:
+            try:
+                return await work(), None
+            except SearchStopped as stopped:  # told as a value: nobody may be left to retrieve it
+                return None, stopped
 
         self.guard.check()
         future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         self._scoring.add(future)
         try:
-            return future.result()
+            value, stopped = future.result()
+            if stopped is not None:
+                raise stopped
+            return cast(T, value)
         except FutureCancelled:
             self.guard.check()
             raise SearchStopped("cancelled") from None

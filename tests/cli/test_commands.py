@@ -1,0 +1,241 @@
+"""The commands as a user types them, in processes of their own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agentcore.cli import main
+from tests.support import colours
+
+ROOT = Path(__file__).parents[2]
+
+PROGRAMS = """
+import dspy
+from tests.support import AsyncClassifier, Classifier, NotAProgram
+program = AsyncClassifier()
+wrong = 3
+empty = dspy.Module()
+def broken(example, prediction): raise ValueError("no idea")
+def text(example, prediction): return "good"
+def nothing(example, prediction): pass
+def nan(example, prediction): return float("nan")
+def percent(example, prediction): return 87
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path, migrated_store):
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
+    (tmp_path / "work.py").write_text(PROGRAMS.replace(", NotAProgram", ""))
+    write_jsonl(tmp_path / "data.jsonl", colours().rows())
+    return tmp_path
+
+
+@pytest.fixture
+def inside(workplace, monkeypatch, capsys):
+    """Runs a command in this process, which spares the imports; returns what `agentcore` does."""
+    monkeypatch.setattr(sys, "path", [str(workplace), *sys.path])
+    monkeypatch.delitem(sys.modules, "work", raising=False)
+
+    def run(*arguments, **environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "argv", ["agentcore", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        captured = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, end.value.code, captured.out, captured.err)
+
+    yield run
+    sys.modules.pop("work", None)
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def agentcore(directory, *arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "agentcore", *arguments],
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(directory), "COLUMNS": "200", **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_from_optimizing_to_looking_at_it(workplace):
+    done = agentcore(
+        workplace,
+        *(
+            "optimize",
+            "work:program",
+            "--data",
+            "data.jsonl",
+            "--metric",
+            "exact_match",
+            "--lm",
+            "offline/knn",
+        ),
+        *("--auto", "light", "--set", "max_labeled_demos=8", "--seed", "1", "--objective", "quality_score:2"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "optimized" in done.stdout
+    assert "95% interval" in done.stdout
+    assert "not a large language model" in done.stdout
+    assert "trial 1:" in done.stderr
+    assert "Bootstrapp" not in done.stdout + done.stderr
+    run_id = done.stdout.split("\nrun ")[1].split()[0]
+
+    listed = agentcore(workplace, "runs")
+    assert run_id[:8] in listed.stdout
+    assert "FINISHED" in listed.stdout
+    shown = agentcore(workplace, "show", run_id[:6])
+    assert "optimized_quality_score" in shown.stdout
+    assert "Name the colour of the thing." in shown.stdout
+    assert "→ colour=" in shown.stdout
+    assert " fixed" in shown.stdout
+    best = agentcore(workplace, "best", "--metric", "optimized_quality_score")
+    assert run_id in best.stdout
+    none = agentcore(workplace, "best", "--metric", "nothing")
+    assert (none.returncode, "no finished run" in none.stdout) == (1, True)
+
+
+def test_a_signature_is_a_program(workplace):
+    rows = [
+        {"question": f"what is {index}?", "answer": "odd" if index % 2 else "even"} for index in range(30)
+    ]
+    write_jsonl(workplace / "qa.jsonl", rows)
+    done = agentcore(
+        workplace,
+        "optimize",
+        "question -> answer",
+        "--data",
+        "qa.jsonl",
+        "--lm",
+        "offline/knn",
+        *("--auto", "none", "--set", "num_candidates=2", "--set", "num_trials=1", "--set", "minibatch=false"),
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_demo_needs_nothing(workplace):
+    done = agentcore(workplace, "demo", "--seed", "3")
+    assert done.returncode == 0, done.stderr
+    shown = agentcore(workplace, "show", "best", "--examples", "1")
+    assert "petal_width" in shown.stdout
+
+
+OPTIMIZE = ("optimize", "work:program", "--data", "data.jsonl", "--lm", "offline/knn")
+
+
+def replaced(**values):
+    words = list(OPTIMIZE)
+    for name, value in values.items():
+        if name == "program":
+            words[1] = value
+        elif f"--{name}" in words:
+            words[words.index(f"--{name}") + 1] = value
+        else:
+            words += [f"--{name}", value]
+    return words
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (replaced(optimizer="magic"), "no optimizer 'magic': there is miprov2"),
+        (replaced(lm="gpt"), "'gpt' names no language model"),
+        (replaced(program="nowhere:program"), "no module 'nowhere'"),
+        (replaced(program="work:missing"), "work has no 'missing'"),
+        (replaced(program="work:wrong"), "must be a dspy.Module instance, got int"),
+        (replaced(program="work:empty"), "has no dspy.Predict inside"),
+        (replaced(program="just words"), "use package.module:name"),
+        (replaced(program="question -> answer: nosuchtype"), "is no signature"),
+        (replaced(data="gone.jsonl"), "gone.jsonl: no such file"),
+        (replaced(metric="f1"), "use package.module:name or one of exact_match"),
+        (replaced(metric="work:broken"), "metric broken raised ValueError: no idea"),
+        (replaced(metric="work:text"), "metric text returned str instead of"),
+        (replaced(metric="work:nothing"), "does it lack a return?"),
+        (replaced(metric="work:nan"), "metric nan returned NaN"),
+        (replaced(metric="work:percent"), "metric percent returned 87: scale it to 0–1"),
+        (replaced(auto="huge"), "optimizer miprov2: auto:"),
+        (replaced(set="nothing=1"), "optimizer miprov2: nothing:"),
+        (replaced(set="x"), "write name=value"),
+        (replaced(objective="speed"), "objectives.0.metric: Input should be"),
+        (replaced(inputs="thong"), "no field 'thong'"),
+        (["show", "0000"], "no run '0000'"),
+        (["show", "best"], "there is no finished run yet"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_users_mistake_is_one_line(workplace, inside, arguments, message):
+    is_one_line(inside(*arguments), message)
+
+
+def is_one_line(done, message, code=2):
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no examples"),
+        (colours(1).rows(), "1 distinct example, but at least 14 are needed"),
+        (colours(13).rows(), "13 distinct examples, but at least 14 are needed"),
+        ([*colours(20).rows(), {"thing": "x"}], "row 21: its fields differ from row 1's"),
+        ([*colours(20).rows(), {"thing": "x", "colour": None}], "row 21, field 'colour': missing value"),
+        (
+            [*colours(20).rows(), {"thing": "x", "colour": "mauve"}],
+            "row 21: label colour='mauve' is none that",
+        ),
+    ],
+    ids=["empty", "one", "too few", "differing", "missing", "label never seen"],
+)
+def test_unusable_data_is_one_line(workplace, inside, rows, message):
+    write_jsonl(workplace / "data.jsonl", rows)
+    is_one_line(inside(*OPTIMIZE), message)
+
+
+def test_the_same_row_in_two_splits_is_one_line(workplace, inside):
+    rows = colours(60).rows()
+    for name, part in (("data", rows[:20]), ("validation", rows[20:40]), ("test", [*rows[40:], rows[3]])):
+        write_jsonl(workplace / f"{name}.jsonl", part)
+    done = inside(*OPTIMIZE, "--validation", "validation.jsonl", "--test", "test.jsonl")
+    is_one_line(done, "row 21 of the test split is also in the train split")
+
+
+def test_an_unreachable_server_is_one_line(workplace, inside):
+    done = inside(*OPTIMIZE, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    is_one_line(done, "MLflow at http://127.0.0.1:9: can't be reached", code=3)
+
+
+def test_a_malformed_environment_file_is_one_line(workplace, inside):
+    (workplace / ".env.mlflow").write_text("MLFLOW_TRACKING_URI=http://127.0.0.1:9\nnonsense here\n")
+    is_one_line(inside("runs"), ".env.mlflow, line 2: expected NAME=value")
+
+
+def test_a_changed_artifact_is_one_line(workplace):
+    assert agentcore(workplace, *OPTIMIZE, "--set", "max_labeled_demos=8").returncode == 0
+    for path in (workplace / "mlruns").rglob("models/optimized_model.json"):
+        path.write_bytes(path.read_bytes().replace(b"colour", b"color!", 1))
+    is_one_line(
+        agentcore(workplace, "show", "latest"), "optimized_model.json was changed after it was logged", 3
+    )
+
+
+def test_wrong_usage_exits_2(workplace):
+    assert agentcore(workplace, "optimize").returncode == 2
+    assert agentcore(workplace, "nothing").returncode == 2
+    done = agentcore(workplace, "--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "agentcore")
