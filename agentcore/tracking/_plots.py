@@ -71,7 +71,7 @@ def plot_comparison(
     )
     gain.axhline(0, color=_MUTED, linewidth=1)
     gain.set(xticks=[], ylabel="gain in mean score", xlim=(-1, 1))
-    gain.set_title(f"Gain, 95% interval (p = {p_value:.2g})", loc="left")
+    gain.set_title(f"95% interval, p = {p_value:.2g}", loc="left")
     for axes in (bars, gain):
         _finish(axes)
     figure.savefig(path, dpi=130)

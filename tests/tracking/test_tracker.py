@@ -1,5 +1,6 @@
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -264,13 +265,12 @@ async def test_no_call_blocks_the_loop_with_a_dead_server():
 
     async with asyncio.TaskGroup() as group:
         watcher = group.create_task(heartbeat())
-        server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-        port = server.sockets[0].getsockname()[1]
-        tracker = MLflowTracker(MLflowConfig(tracking_uri=f"http://127.0.0.1:{port}", request_timeout=1))
-        with pytest.raises(TrackingError):
-            await tracker.start_run(request())
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+            tracker = MLflowTracker(MLflowConfig(tracking_uri=uri, request_timeout=1))
+            with pytest.raises(TrackingError):
+                await tracker.start_run(request())
         watcher.cancel()
-        server.close()
     assert max(gaps) < 0.5
 
 
