@@ -169,3 +169,50 @@ def test_dspy_examples_have_their_inputs_marked():
     example = load_builtin("iris").dspy()[0]
     assert set(example.inputs().keys()) == {"sepal_length", "sepal_width", "petal_length", "petal_width"}
     assert example.species == "setosa"
+
+
+def test_csv_columns_keep_what_is_no_number(tmp_path):
+    """Codes, names with underscores and ids beyond a float's digits stay text."""
+    (tmp_path / "a.csv").write_text(
+        "zip,version,id,amount,count,label\n01234,1_000,12345678901234567890,1.50,3,01\n90210,2_0,1,-2e3,-4,02\n"
+    )
+    assert load_dataset(tmp_path / "a.csv").rows() == [
+        {
+            "zip": "01234",
+            "version": "1_000",
+            "id": "12345678901234567890",
+            "amount": 1.5,
+            "count": 3,
+            "label": "01",
+        },
+        {"zip": "90210", "version": "2_0", "id": "1", "amount": -2000.0, "count": -4, "label": "02"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["base", "self", "dspy_uuid"])
+def test_names_that_dspy_takes_for_itself(name):
+    with pytest.raises(DataError, match="one that DSPy uses itself"):
+        load_dataset([{name: "a", "answer": "b"}])
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["\ud83d", {1: "a", "b": 2}, [float("inf")], {"a": object()}, 10**5000],
+    ids=["surrogate", "mixed keys", "infinity", "object", "long integer"],
+)
+def test_values_that_json_cannot_hold(value):
+    with pytest.raises(DataError, match="row 1, field 'q'"):
+        load_dataset([{"q": value, "answer": "b"}])
+
+
+def test_arrays_are_lists():
+    assert load_dataset([{"q": np.array([1, 2]), "answer": "b"}])[0].values["q"] == [1, 2]
+
+
+def test_files_that_break_their_parsers(tmp_path):
+    (tmp_path / "a.csv").write_text("q,answer\n" + "x" * 200_000 + ",b\n")
+    with pytest.raises(DataError, match="can't be read as CSV"):
+        load_dataset(tmp_path / "a.csv")
+    (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(DataError, match="line 1: no valid JSON"):
+        load_dataset(tmp_path / "a.jsonl")

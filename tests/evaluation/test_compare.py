@@ -108,3 +108,9 @@ def test_nothing_to_pair():
         compare(report([1.0]), report([1.0, 0.0]))
     with pytest.raises(DataError, match="no example was scored in both"):
         compare(report([None, 1.0]), report([1.0, None]))
+
+
+def test_rounding_is_no_difference():
+    assert sign_flip_p_value([0.1 + 0.2 - 0.3] * 10) == 1.0
+    low, high = bca_interval([0.9 - 0.8] * 15 + [0.1] * 15)
+    assert low == high == pytest.approx(0.1)

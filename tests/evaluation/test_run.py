@@ -263,3 +263,20 @@ def test_exact_match_folds_text_and_compares_numbers():
     assert not exact_match(example, dspy.Prediction(text="new york", number=0.31, flag=True))
     assert not exact_match(example, dspy.Prediction(text="new york", number=0.3))
     assert Dataset.from_rows([{"q": 1, "answer": "x"}])[0].labels == {"answer": "x"}
+
+
+def test_rounding_beyond_the_ends_is_no_error():
+    assert result_of(lambda example, prediction: 1 + 1e-15).value == 1.0
+    assert result_of(lambda example, prediction: -1e-17).value == 0.0
+
+
+def test_optional_parameters_keep_their_defaults():
+    assert result_of(lambda example, prediction, strict=True: strict is True).value == 1.0
+    assert result_of(lambda example, prediction, trace="default": trace is None).value == 1.0
+
+
+async def test_the_tolerated_share_is_not_lost_to_rounding():
+    """0.29 · 100 is 28.999999999999996."""
+    program = Failing(set(range(29)), ValueError("bad"))
+    report = await evaluate(program, colours(100), EXACT, lm=offline_lm(), limits=Limits(max_error_rate=0.29))
+    assert len(report.failures) == 29

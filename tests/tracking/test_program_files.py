@@ -227,3 +227,117 @@ def test_a_loaded_program_answers_the_same(tmp_path):
     save_program(program, tmp_path)
     with dspy.context(lm=offline_lm()):
         assert load_program(tmp_path)(thing="x").colour == program(thing="x").colour
+
+
+class Configured(Classifier):
+    def __init__(self, k: int = 3, style: str = "short") -> None:
+        super().__init__()
+        self.k, self.style = k, style
+
+
+def test_constructor_arguments_that_differ_are_refused(tmp_path):
+    save_program(Configured(k=7, style="long"), tmp_path)
+    with pytest.raises(ArtifactError, match=r"self\.k was 7 and is 3"):
+        load_program(tmp_path)
+    assert load_program(tmp_path, program=Configured(k=7, style="long")).k == 7
+
+
+def test_settings_of_a_predictor_come_back(tmp_path):
+    save_program(dspy.Predict("thing -> colour", temperature=0.2, api_key=KEY), tmp_path)
+    assert load_program(tmp_path).config == {"temperature": 0.2}
+
+
+def test_a_constraint_that_would_be_lost_is_refused(tmp_path):
+    class Bounded(dspy.Signature):
+        """Count."""
+
+        thing: str = dspy.InputField()
+        count: int = dspy.OutputField(ge=0, le=10)
+
+    save_program(dspy.Predict(Bounded), tmp_path)
+    with pytest.raises(ArtifactError, match=r"count: int greater than or equal"):
+        load_program(tmp_path)
+    assert load_program(tmp_path, program=dspy.Predict(Bounded))
+
+
+class Hoarder(Classifier):
+    """Keeps LMs and keys where no attribute walk looks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        lm = dspy.LM("openai/x", api_key=KEY, api_base="http://internal.example:1/v1")
+        self.lms = [lm]
+        self.options = {"nested": {"lm": lm}}
+        self.key = pydantic.SecretStr(KEY)
+
+
+def test_the_pickle_leaves_out_what_hangs_deep(tmp_path):
+    program = Hoarder()
+    program.predict.config["api_key"] = KEY
+    save_program(program, tmp_path)
+    content = (tmp_path / "optimized_model.pkl").read_bytes()
+    assert KEY.encode() not in content
+    assert b"internal.example" not in content
+    loaded = load_program(tmp_path, trust_pickle=True)
+    assert loaded.lms == [None]
+    assert loaded.options == {"nested": {"lm": None}}
+
+
+def test_an_ordinary_word_is_not_cut_out_of_a_prompt(tmp_path, monkeypatch):
+    """Somebody's password is "password": the loaded program has to be the one that was measured."""
+    monkeypatch.setenv("POSTGRES_PASSWORD", "password")
+    program = Classifier()
+    program.predict.signature = program.predict.signature.with_instructions("Reset the password when asked.")
+    save_program(program, tmp_path)
+    assert load_program(tmp_path).predict.signature.instructions == "Reset the password when asked."
+
+
+def test_headers_are_secret_by_their_names():
+    from agentcore.lm import lm_secrets
+
+    headers = {"X-Title": "Customer question answering", "Authorization": "Bearer secret-token"}
+    lm = dspy.LM("openai/x", api_key=KEY, extra_headers=headers)
+    assert lm_secrets(lm) == [KEY, "secret-token"]
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])
+def test_artifact_names_stay_in_their_directory(tmp_path, name):
+    from agentcore.errors import ConfigurationError
+
+    with pytest.raises(ConfigurationError, match="artifact name"):
+        save_program(Classifier(), tmp_path, name)
+
+
+class Breaking(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        import os
+
+        os.environ["NOT_SET_HERE"]
+
+
+def test_a_constructor_that_raises_anything(tmp_path, monkeypatch):
+    monkeypatch.setenv("NOT_SET_HERE", "1")
+    save_program(Breaking(), tmp_path)
+    monkeypatch.delenv("NOT_SET_HERE")
+    with pytest.raises(ArtifactError, match="KeyError: 'NOT_SET_HERE'"):
+        load_program(tmp_path)
+
+
+def test_fields_of_any_type_can_be_saved(tmp_path):
+    from collections.abc import Callable
+    from typing import Annotated
+
+    class Odd(dspy.Signature):
+        """Odd."""
+
+        thing: tuple[int, ...] = dspy.InputField()
+        many: list[Annotated[int, "positive"]] = dspy.InputField()
+        call: Callable[[int], str] = dspy.InputField()
+        nothing: None = dspy.InputField()
+        colour: str = dspy.OutputField()
+
+    save_program(dspy.Predict(Odd), tmp_path)
+    assert load_program(tmp_path, program=dspy.Predict(Odd))
+    with pytest.raises(ArtifactError, match="can't be restored"):
+        load_program(tmp_path)
