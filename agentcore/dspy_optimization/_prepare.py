@@ -1,10 +1,12 @@
 """Everything that can be wrong before the first LM call is found here."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import dspy
 from pydantic import ValidationError
 
 from agentcore.data import Dataset, Splits, given_splits, load_dataset
@@ -45,6 +47,13 @@ class Job:
     @property
     def secrets(self) -> list[str]:
         return lm_secrets(self.lm, self.prompt_lm, *(item.lm for item in self.program.predictors()))
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """DSPy's settings for this job's LM calls."""
+        # ReAct's asynchronous tools run while DSPy's own optimizers call the program synchronously.
+        with dspy.context(lm=self.lm, allow_tool_async_sync_conversion=True):
+            yield
 
     def params(self) -> dict[str, Any]:
         """The run's parameters in MLflow."""

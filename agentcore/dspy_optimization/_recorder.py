@@ -10,8 +10,7 @@ from agentcore.dspy_optimization.optimizers import Trial
 from agentcore.errors import TrackingError, first_line
 from agentcore.evaluation import EvaluationReport
 from agentcore.lm import is_offline
-from agentcore.tracking import MLflowTracker
-from agentcore.tracking._plots import TrialPoint
+from agentcore.tracking import MLflowTracker, TrialPoint
 
 _KILL_SECONDS = 1.5
 """What a cancelled run may still take to say so in MLflow."""

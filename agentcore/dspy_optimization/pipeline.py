@@ -2,11 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import dspy
 
 from agentcore._sync import SyncTwin
 from agentcore.data import Example
@@ -20,36 +17,33 @@ from agentcore.dspy_optimization._figures import (
 from agentcore.dspy_optimization._prepare import Job, prepare
 from agentcore.dspy_optimization._progress import Progress
 from agentcore.dspy_optimization._recorder import Recorder
+from agentcore.dspy_optimization._search import Search
 from agentcore.dspy_optimization.models import (
     OptimizationRequest,
     OptimizationResult,
     PerformanceMetrics,
     Status,
 )
-from agentcore.dspy_optimization.optimizers import SearchTask, Trial
 from agentcore.errors import (
     AgentCoreError,
     ConfigurationError,
     EvaluationError,
-    LMUnavailableError,
     first_line,
     redact,
 )
 from agentcore.evaluation import EvaluationReport, Limits, Metric, compare, evaluate
 from agentcore.journal import (
     BaselineMeasured,
-    CandidateProposed,
     EventSink,
     RunFinished,
     RunStarted,
     StageStarted,
-    TrialFinished,
     WarningRaised,
     WinnerMeasured,
 )
-from agentcore.lm import Guard, SearchStopped, is_lm_failure, redacted_logs
+from agentcore.lm import Guard, SearchStopped, redacted_logs
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker
+from agentcore.tracking import MLflowTracker, program_state
 
 
 class OptimizationPipeline:
@@ -166,8 +160,8 @@ class _Run:
         self.gate = asyncio.Semaphore(pipeline.max_concurrency)
         self.progress = Progress()
         self.warnings: list[str] = []
-        self.best: Trial | None = None
         self.recorder = Recorder(tracker, job, self.warn)
+        self.search = Search(job, self.progress, self.recorder, self.evaluate, self.emit, self.warn)
         if pipeline.on_progress:
             pipeline.on_progress(self.progress)
 
@@ -188,7 +182,7 @@ class _Run:
                     self.warn(message)
                 return await self.steps()
         except asyncio.CancelledError:
-            await self.recorder.cancelled(self.best)
+            await self.recorder.cancelled(self.search.best)
             self.emit(RunFinished, status="cancelled")
             raise
         except BaseException as error:
@@ -203,8 +197,9 @@ class _Run:
         baseline, reserve = await self.measure("baseline", self.job.program)
         self.check_objectives(baseline)
         self.emit(BaselineMeasured, metrics=baseline.metrics.model_dump())
-        program, status = await self.search(reserve)
-        if program.dump_state() == self.job.program.dump_state():
+        self.stage("search")
+        program, status = await self.search.run(self.call_limit(reserve))
+        if program_state(program) == program_state(self.job.program):
             # Measured again, the same program would differ by noise, or by the cache's answers.
             self.warn("no candidate was better on the validation split: the program is kept as given")
             optimized = baseline
@@ -231,93 +226,13 @@ class _Run:
         guard = Guard(limit if stage == "baseline" else None, outage_after=None)
         self.stage(stage, len(test))
         try:
-            with self.metered(stage), guard.watching():
+            with self.job.context(), self.progress.meter.stage(stage), guard.watching():
                 report = await self.evaluate(program, test, max_error_rate=self.constraints.max_error_rate)
         except SearchStopped:
             raise self.too_few_calls(guard.calls) from None
         finally:
             guard.stop("cancelled")
         return report, guard.calls
-
-    async def search(self, reserve: int) -> tuple[Any, Status]:
-        """Optimize on train and validation; the program to keep, and how the search ended.
-
-        Args:
-            reserve: LM calls that measuring the winner will take.
-        """
-        job, loop = self.job, asyncio.get_running_loop()
-        guard = Guard(self.call_limit(reserve))
-        task = self.search_task(guard)
-        self.stage("search")
-        timer = loop.call_later(self.constraints.max_optimization_time, guard.stop, "time_limit")
-        stopped: SearchStopped | None = None
-        program = None
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.recorder.follow_trials())
-                with self.metered("search"), guard.watching():
-                    try:
-                        program = await job.optimizer.optimize(task)
-                    except SearchStopped as stop:
-                        stopped = stop
-                    except AgentCoreError:
-                        raise
-                    except Exception as error:  # noqa: BLE001 - an optimizer may raise anything
-                        raise self.optimizer_failure(error) from None if is_lm_failure(error) else error
-                    finally:
-                        self.recorder.no_more_trials()
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        finally:
-            timer.cancel()
-        if stopped is None:
-            return program, "completed"
-        if stopped.reason in ("time_limit", "call_limit"):
-            return self.kept(task, stopped), "budget_exhausted"
-        raise self.failure(stopped)
-
-    def search_task(self, guard: Guard) -> SearchTask:
-        job = self.job
-
-        async def score(program: Any, examples: Sequence[Example]) -> EvaluationReport:
-            self.progress.done, self.progress.total = 0, len(examples)
-            return await self.evaluate(
-                program, examples, max_error_rate=self.constraints.max_error_rate, only_lm_failures=True
-            )
-
-        def on_trial(trial: Trial) -> None:
-            self.best = task.best
-            best = self.best.score if self.best else trial.score
-            self.progress.trial, self.progress.best_score = trial.number, best
-            self.recorder.trial(trial, best)
-            self.emit(
-                TrialFinished,
-                trial=trial.number,
-                score=trial.score,
-                best_score=best,
-                full=trial.full,
-                examples=trial.examples,
-            )
-
-        def on_space(instructions: dict[str, list[str]], demo_sets: dict[str, int], trials: int) -> None:
-            self.progress.trials = trials
-            self.emit(CandidateProposed, instructions=instructions, demo_sets=demo_sets)
-
-        task = SearchTask(
-            program=job.program.deepcopy(),
-            train=job.splits.train,
-            validation=job.splits.validation,
-            metric=job.metric,
-            lm=job.lm,
-            prompt_lm=job.prompt_lm,
-            seed=job.seed,
-            max_concurrency=self.max_concurrency,
-            guard=guard,
-            evaluate=score,
-            on_trial=on_trial,
-            on_space=on_space,
-        )
-        return task
 
     def call_limit(self, reserve: int) -> int | None:
         limit = self.constraints.max_lm_calls
@@ -332,30 +247,6 @@ class _Run:
             f"max_lm_calls={self.constraints.max_lm_calls} leaves nothing for the search: "
             f"baseline and winner take at least {each} each"
         )
-
-    def kept(self, task: SearchTask, stopped: SearchStopped) -> Any:
-        reason = {
-            "time_limit": f"max_optimization_time ({self.constraints.max_optimization_time:g} s)",
-            "call_limit": f"max_lm_calls ({self.constraints.max_lm_calls})",
-        }[stopped.reason]
-        if task.best is None:
-            self.warn(f"{reason} was reached before any candidate was scored: the program is kept as given")
-            return self.job.program.deepcopy()
-        self.warn(f"{reason} was reached after {len(task.trials)} trials: the best so far is kept")
-        return task.best.program
-
-    def failure(self, stopped: SearchStopped) -> AgentCoreError:
-        error = stopped.error
-        return error if isinstance(error, AgentCoreError) else self.optimizer_failure(error)
-
-    def optimizer_failure(self, error: BaseException | None) -> AgentCoreError:
-        cause = redact(first_line(error) if error else "it gave no reason", self.job.secrets)
-        if is_lm_failure(error):
-            return LMUnavailableError(
-                f"the language model failed during the search: {cause}. "
-                "No score was made up; run again once it answers"
-            )
-        return EvaluationError(f"optimizer {self.job.optimizer.name} failed: {cause}")
 
     async def evaluate(
         self,
@@ -426,15 +317,6 @@ class _Run:
             warnings=list(self.warnings),
             program=program,
         )
-
-    @contextmanager
-    def metered(self, stage: str) -> Iterator[None]:
-        # ReAct's asynchronous tools run while DSPy's own optimizers call the program synchronously.
-        with (
-            self.progress.meter.stage(stage),
-            dspy.context(lm=self.job.lm, allow_tool_async_sync_conversion=True),
-        ):
-            yield
 
     def stage(self, name: str, total: int = 0) -> None:
         self.progress.begin(name, total)

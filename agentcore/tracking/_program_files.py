@@ -1,5 +1,6 @@
 """A program as files: DSPy's JSON state, a manifest beside it, and a pickle that nobody reads unasked."""
 
+import copy
 import hashlib
 import io
 import json
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cloudpickle
 import dspy
@@ -181,11 +182,24 @@ def _checked_bytes(path: Path, expected: str | None, must_match: bool = True) ->
     return content
 
 
+def program_state(program: Any) -> dict[str, Any]:
+    """What an optimizer changes of a program, as JSON values: instructions and demonstrations, no LM."""
+
+    def dump(parameter: Any) -> Any:
+        if not isinstance(parameter, dspy.Predict):
+            return parameter.dump_state()
+        bare = copy.copy(parameter)
+        bare.lm = None  # some LMs can't be dumped, and none belongs here
+        return {**bare.dump_state(), "traces": [], "train": []}
+
+    if isinstance(program, dspy.Predict):
+        return cast(dict[str, Any], dump(program))
+    return {name: dump(parameter) for name, parameter in program.named_parameters()}
+
+
 def _state(program: Any) -> dict[str, Any]:
     """DSPy's JSON state (its own `program.load` reads it too) without LMs."""
-    state = program.dump_state()
-    for predictor in [state] if isinstance(program, dspy.Predict) else state.values():
-        predictor.update(lm=None, traces=[], train=[])
+    state = program_state(program)
     return {**state, "metadata": {"dependency_versions": get_dependency_versions()}}
 
 

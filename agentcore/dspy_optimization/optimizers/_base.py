@@ -47,7 +47,6 @@ class SearchTask:
     lm: Any
     prompt_lm: Any
     seed: int
-    max_concurrency: int
     guard: Guard
     evaluate: Callable[[Any, Sequence[Example]], Awaitable[EvaluationReport]]
     on_trial: Callable[[Trial], None] = lambda trial: None
