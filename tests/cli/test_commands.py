@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from agentcore.cli import main
+from agentcore.settings import MLflowConfig
+from agentcore.tracking import MLflowTracker
+from tests.dspy_optimization.test_pipeline import ARTIFACTS, METRICS
 from tests.support import colours
 
 ROOT = Path(__file__).parents[2]
@@ -126,9 +129,17 @@ def test_a_signature_is_a_program(workplace):
     assert done.returncode == 0, done.stderr
 
 
-def test_the_demo_needs_nothing(workplace):
-    done = agentcore(workplace, "demo", "--seed", "3")
+def test_the_demo_proves_its_gain_and_leaves_everything(workplace):
+    done = agentcore(workplace, "demo")
     assert done.returncode == 0, done.stderr
+    tracker = MLflowTracker(MLflowConfig(tracking_uri=f"sqlite:///{workplace / 'mlflow.db'}"))
+    run = tracker.sync.get_best_run()
+    assert 0.2 < run.metrics["baseline_quality_score"] < 0.47  # three species
+    assert run.metrics["optimized_quality_score"] >= 0.85
+    assert run.metrics["statistical_significance"] < 0.01
+    assert set(run.metrics) >= METRICS
+    for path in ARTIFACTS:
+        assert (workplace / "mlruns" / run.experiment_id / run.run_id / "artifacts" / path).is_file(), path
     shown = agentcore(workplace, "show", "best", "--examples", "1")
     assert "petal_width" in shown.stdout
 
