@@ -1,12 +1,26 @@
 """The `agentcore` command. Nothing here imports DSPy or MLflow before a command needs it."""
 
 import sys
+from typing import NoReturn
 
 __all__ = ["main"]
+
+_INTERRUPTED = 130
 
 
 def main() -> None:
     """Entry point. Exit codes: 0 good, 1 the answer is no, 2 wrong usage, 3 something outside failed."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        _leave_at_once()
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:
+            _leave_at_once()
+        raise
+
+
+def _run() -> None:
     from agentcore.cli._app import app
     from agentcore.cli._console import fail
     from agentcore.errors import AgentCoreError
@@ -17,3 +31,14 @@ def main() -> None:
         app()
     except AgentCoreError as error:
         fail(str(error), error.exit_code)
+
+
+def _leave_at_once() -> NoReturn:
+    """End the process without its finalization, which aborts where a thread is just printing."""
+    import atexit
+    import os
+
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(_INTERRUPTED)

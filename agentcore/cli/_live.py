@@ -36,6 +36,7 @@ class LiveView:
         self.console = Console(file=sys.stderr, highlight=False)
         self.progress: Any = None
         self.warnings: list[str] = []
+        self.began = False
         self._spinner = Spinner("dots")
         self._live = Live(
             get_renderable=self._render,
@@ -56,6 +57,7 @@ class LiveView:
         self.progress = progress
 
     def event(self, event: Event) -> None:
+        self.began = True
         # Warnings stand in the result's report; here only those of a run that has none.
         if isinstance(event, WarningRaised):
             self.warnings.append(event.message)

@@ -185,7 +185,10 @@ def _optimize(
 
 
 def _say_stopped(view: Any) -> None:
-    best = view.progress.best_score if view.progress else None
+    if not view.began:
+        err.print("[yellow]stopped[/] before the run began")
+        return
+    best = view.progress.best_score
     kept = (
         f"; the best candidate so far ({best:.3f} on validation) is kept with it" if best is not None else ""
     )

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -67,7 +66,7 @@ def _change(old: float | None, new: float | None, form: str) -> str:
 
 
 def print_runs(runs: Sequence[Any]) -> None:
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     figures = ("baseline", "optimized", "change", "p")
     for column in ("run", "target", "status", *figures, "started, UTC"):
         side: Any = "right" if column in figures else "left"

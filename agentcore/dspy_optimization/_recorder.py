@@ -12,7 +12,7 @@ from agentcore.evaluation import EvaluationReport
 from agentcore.lm import is_offline
 from agentcore.tracking import MLflowTracker, TrialPoint
 
-_KILL_SECONDS = 1.5
+_KILL_SECONDS = 1.0
 """What a cancelled run may still take to say so in MLflow."""
 
 
@@ -31,6 +31,7 @@ class Recorder:
         self.trials: list[TrialPoint] = []
         self._queue: asyncio.Queue[TrialPoint | None] = asyncio.Queue()
         self._failed = False
+        self._kill_by: float | None = None
 
     async def start(self) -> None:
         if self.tracker is None:
@@ -41,6 +42,7 @@ class Recorder:
             self.run_id = await asyncio.shield(starting)
         except asyncio.CancelledError:
             # The run may be made already: without its id it would stay RUNNING for ever.
+            self._kill_by = asyncio.get_running_loop().time() + _KILL_SECONDS
             done, _ = await asyncio.wait({starting}, timeout=_KILL_SECONDS)
             self.run_id = starting.result() if done and not starting.exception() else None
             raise
@@ -104,7 +106,8 @@ class Recorder:
     async def cancelled(self, best: Trial | None) -> None:
         """Say KILLED first, then keep trials and the best candidate, within what a Ctrl-C may take."""
         try:
-            async with asyncio.timeout(_KILL_SECONDS):
+            now = asyncio.get_running_loop().time()
+            async with asyncio.timeout_at(self._kill_by or now + _KILL_SECONDS):
                 await self._end("KILLED", {"optimization_status": "cancelled"})
                 if best is not None:
                     await self._send(

@@ -1,12 +1,17 @@
 """`MlflowClient` in threads: bounded, with time limits of our own, its errors translated."""
 
 import asyncio
+import atexit
+import contextlib
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
-from agentcore._threads import run_in_thread
+from agentcore._threads import start_in_thread
 from agentcore.errors import ConfigurationError, TrackingError, first_line
 from agentcore.settings import MLflowConfig
 
@@ -31,8 +36,18 @@ class TrackingClient:
         Raises:
             TrackingError: the server or its stores can't be reached, or refuse.
         """
-        async with self._slots():
-            return await run_in_thread(lambda: self._translated(work))
+        slots = self._slots()
+        await slots.acquire()
+        sent = start_in_thread(lambda: self._translated(work))
+
+        def done(future: asyncio.Future[T]) -> None:
+            slots.release()
+            if not future.cancelled():
+                future.exception()  # whoever was cancelled meanwhile doesn't ask
+
+        sent.add_done_callback(done)
+        # A cancelled caller leaves its request under way: what is sent next must come after it.
+        return await asyncio.shield(sent)
 
     def _slots(self) -> asyncio.Semaphore:
         # A semaphore belongs to one event loop; a script may use the tracker from several in turn.
@@ -61,6 +76,7 @@ class TrackingClient:
         # Its first use of a new SQLite file would log every migration.
         for name in ("alembic", "mlflow.store.db.utils"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        create_sqlite_store(self.config.tracking_uri)
         return MlflowClient(tracking_uri=self.config.tracking_uri, registry_uri=self.config.registry_uri)
 
     @property
@@ -83,6 +99,27 @@ class TrackingClient:
         elif "timed out" in str(error).lower():
             message = f"gave no answer within {self.config.request_timeout:g} s"
         return message
+
+
+def create_sqlite_store(uri: str) -> None:
+    """Make a new SQLite store whole or not at all: one stopped in its migrations would never open again."""
+    from sqlalchemy.engine import make_url
+
+    if not uri.startswith("sqlite:"):
+        return
+    path = make_url(uri).database
+    if not path or path == ":memory:" or Path(path).exists():
+        return
+    from mlflow import MlflowClient
+
+    scratch = tempfile.mkdtemp(prefix=".new-", dir=Path(path).absolute().parent)
+    # A daemon thread gets to no finally when the process ends.
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    draft = Path(scratch, "store.db")
+    MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
+    with contextlib.suppress(FileExistsError):  # another process was faster: its runs are in it
+        os.link(draft, path)
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def set_client_environment(config: MLflowConfig) -> None:

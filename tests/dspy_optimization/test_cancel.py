@@ -95,3 +95,28 @@ def test_ctrl_c_in_a_terminal(tmp_path, program):
     assert "KILLED" in shown
     assert "model best_so_far (measured on validation only)" in shown
     assert "Name the colour of the thing." in shown
+
+
+@pytest.mark.parametrize("seconds", [1.0, 2.0, 3.0, 4.0])
+def test_ctrl_c_while_the_first_store_is_made(tmp_path, seconds):
+    """Its migrations take seconds; a store that was left in the middle of them would never open again."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "agentcore"]
+    process = subprocess.Popen(
+        [*command, "demo"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in output
+    listed = subprocess.run([*command, "runs"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert listed.returncode == 0, listed.stderr
+    assert "RUNNING" not in listed.stdout
+    assert not list(tmp_path.glob(".new-*"))
