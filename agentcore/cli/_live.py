@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -110,11 +111,14 @@ class _Above(io.TextIOBase):
 
     def __init__(self, console: Console) -> None:
         self._console = console
+        self._started = threading.local()  # print writes a line in pieces, each thread its own
 
     def write(self, text: str) -> int:
-        for line in re.split(r"[\n\r]", text):
+        *lines, rest = re.split(r"[\n\r]", getattr(self._started, "line", "") + text)
+        for line in lines:
             if not _NOISE.search(line):
                 self._console.print(Text(line), soft_wrap=True)
+        self._started.line = rest
         return len(text)
 
     def isatty(self) -> bool:

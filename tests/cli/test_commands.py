@@ -111,6 +111,27 @@ def test_from_optimizing_to_looking_at_it(workplace):
     assert (none.returncode, "no finished run" in none.stdout) == (1, True)
 
 
+def test_the_users_own_prints_come_through_whole(workplace):
+    (workplace / "chatty.py").write_text(
+        "def metric(example, prediction):\n    print('judging', example.thing)\n    return True\n"
+    )
+    done = agentcore(
+        workplace,
+        "optimize",
+        "work:program",
+        "--data",
+        "data.jsonl",
+        "--lm",
+        "offline/knn",
+        *("--metric", "chatty:metric", "--auto", "none"),
+        *("--set", "num_candidates=2", "--set", "num_trials=1", "--set", "minibatch=false"),
+    )
+    assert done.returncode == 0, done.stderr
+    printed = [line for line in done.stderr.splitlines() if "judging" in line]
+    assert len(printed) >= 17
+    assert all(line.startswith("judging ") and " number " in line for line in printed)
+
+
 def test_a_signature_is_a_program(workplace):
     rows = [
         {"question": f"what is {index}?", "answer": "odd" if index % 2 else "even"} for index in range(30)
