@@ -28,7 +28,7 @@ class ProgramModel(PythonModel):  # type: ignore[misc,unused-ignore]
         """A row of output fields for each row of input fields."""
         lm = resolve_lm(Settings().lm or self.default_lm)
         with dspy.context(lm=lm):
-            rows: list[dict[str, Any]] = model_input.to_dict("records")  # type: ignore[assignment]
+            rows: list[dict[str, Any]] = model_input.to_dict("records")
             return pd.DataFrame([dict(self.program(**row).items()) for row in rows])
 
 
