@@ -265,6 +265,16 @@ def test_exact_match_folds_text_and_compares_numbers():
     assert Dataset.from_rows([{"q": 1, "answer": "x"}])[0].labels == {"answer": "x"}
 
 
+def test_exact_match_of_a_numeric_label_and_an_answer_in_text():
+    """A CSV column of numbers holds numbers, where the program's `answer` is text."""
+    example = dspy.Example(q=1, answer=4).with_inputs("q")
+    assert exact_match(example, dspy.Prediction(answer="4"))
+    assert exact_match(example, dspy.Prediction(answer=" 4.0 "))
+    assert not exact_match(example, dspy.Prediction(answer="5"))
+    assert not exact_match(example, dspy.Prediction(answer="four"))
+    assert not exact_match(example, dspy.Prediction(answer=None))
+
+
 def test_rounding_beyond_the_ends_is_no_error():
     assert result_of(lambda example, prediction: 1 + 1e-15).value == 1.0
     assert result_of(lambda example, prediction: -1e-17).value == 0.0
