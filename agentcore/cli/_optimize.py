@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from agentcore.cli._console import LOCAL_TRACKING, err, out, run, tracking_config
+from agentcore.cli._console import LOCAL_TRACKING, err, run, shown_uri, tracking_config
 from agentcore.errors import ConfigurationError
 
 _DEMO_SETTINGS = {"auto": "light", "max_bootstrapped_demos": 4, "max_labeled_demos": 16}
@@ -141,7 +141,9 @@ def _optimize(
 ) -> None:
     config = tracking_config(experiment)
     where = (
-        "the working directory's mlflow.db" if config.tracking_uri == LOCAL_TRACKING else config.tracking_uri
+        "the working directory's mlflow.db"
+        if config.tracking_uri == LOCAL_TRACKING
+        else shown_uri(config.tracking_uri)
     )
     err.print(f"[bold]agentcore[/] · tracking in {where} · loading DSPy and MLflow …", soft_wrap=True)
 
@@ -180,8 +182,25 @@ def _optimize(
     except typer.Exit:
         _say_stopped(view)
         raise
-    print_result(result, config.tracking_uri)
-    out.file.flush()
+    print_result(result, shown_uri(config.tracking_uri))
+    if any(warning.startswith("tracking stopped") for warning in result.warnings):
+        _keep_here(result)
+
+
+def _keep_here(result: Any) -> None:
+    """The server was lost: what it did not get must not be lost with the process."""
+    from pathlib import Path
+
+    from agentcore.tracking import save_program
+
+    directory = Path(f"agentcore-{result.optimization_id[:8]}").absolute()
+    save_program(result.program, directory)
+    (directory / "result.json").write_text(result.model_dump_json(indent=2), encoding="utf-8")
+    err.print(
+        f"[bold red]error:[/] MLflow was lost during the run: program and result are in {directory}",
+        soft_wrap=True,
+    )
+    raise typer.Exit(3)
 
 
 def _say_stopped(view: Any) -> None:

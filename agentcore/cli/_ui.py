@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from agentcore.cli._console import LOCAL_TRACKING, err, out, tracking_config
+from agentcore.cli._console import LOCAL_TRACKING, err, out, shown_uri, tracking_config
 
 
 def ui(
@@ -16,7 +16,7 @@ def ui(
     """Open MLflow's pages: serve the local SQLite file on 127.0.0.1, or name the configured server."""
     config = tracking_config()
     if config.tracking_uri.startswith("http"):
-        out.print(f"runs are tracked on a server: open {config.tracking_uri} in a browser")
+        out.print(f"runs are tracked on a server: open {shown_uri(config.tracking_uri)} in a browser")
         return
     if config.tracking_uri == LOCAL_TRACKING and not Path("mlflow.db").exists():
         err.print("[yellow]note:[/] there is no run here yet. Make one with: agentcore demo")

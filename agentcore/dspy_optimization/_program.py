@@ -41,6 +41,8 @@ def checked_program(program: Any, what: str = "program") -> Any:
     """`program`, which must be a `dspy.Module` instance with at least one predictor."""
     if not isinstance(program, dspy.Module):
         raise ConfigurationError(f"{what} must be a dspy.Module instance, got {type(program).__name__}")
+    if not (hasattr(type(program), "forward") or hasattr(type(program), "aforward")):
+        raise ConfigurationError(f"{what} has no forward method: define forward(self, …)")
     if not program.predictors():
         raise ConfigurationError(f"{what} has no dspy.Predict inside: nothing to optimize")
     return program
@@ -109,7 +111,9 @@ def _own_signature(program: Any) -> Any:
 
 
 def _forward_parameters(program: Any) -> list[inspect.Parameter]:
-    return list(inspect.signature(type(program).forward).parameters.values())[1:]
+    kind = type(program)
+    method = kind.forward if hasattr(kind, "forward") else kind.aforward
+    return list(inspect.signature(method).parameters.values())[1:]
 
 
 def check_fit(program: Any, data: Dataset) -> None:
@@ -121,6 +125,12 @@ def check_fit(program: Any, data: Dataset) -> None:
         raise DataError(
             f"{data.name}: its inputs ({', '.join(data.input_fields)}) are not the program's "
             f"({', '.join(names or [])}); name them with input_fields=[…] (--inputs a,b)"
+        )
+    signature = _own_signature(program)
+    if signature is not None and not set(signature.output_fields) & set(data.output_fields):
+        raise DataError(
+            f"{data.name}: none of its labels ({', '.join(data.output_fields)}) is an output of the program "
+            f"({', '.join(signature.output_fields)}): rename one of them"
         )
     for name, allowed in _literal_outputs(program).items():
         if name not in data.output_fields:

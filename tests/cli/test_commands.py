@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from agentcore.cli import main
+from agentcore.cli._console import shown_uri
+from agentcore.errors import TrackingError
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker
+from agentcore.tracking import MLflowTracker, load_program
 from tests.dspy_optimization.test_pipeline import ARTIFACTS, METRICS
 from tests.support import colours
 
@@ -22,7 +24,13 @@ import dspy
 from tests.support import AsyncClassifier, Classifier, NotAProgram
 program = AsyncClassifier()
 wrong = 3
-empty = dspy.Module()
+class Empty(dspy.Module):
+    def forward(self, thing): return None
+empty = Empty()
+class NoForward(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.predict = dspy.Predict("thing -> colour")
 def broken(example, prediction): raise ValueError("no idea")
 def text(example, prediction): return "good"
 def nothing(example, prediction): pass
@@ -189,6 +197,8 @@ def replaced(**values):
         (replaced(program="work:missing"), "work has no 'missing'"),
         (replaced(program="work:wrong"), "must be a dspy.Module instance, got int"),
         (replaced(program="work:empty"), "has no dspy.Predict inside"),
+        (replaced(program="work:NoForward"), "has no forward method"),
+        (replaced(program="thing -> color"), "none of its labels (colour) is an output of the program"),
         (replaced(program="just words"), "use package.module:name"),
         (replaced(program="question -> answer: nosuchtype"), "is no signature"),
         (replaced(data="gone.jsonl"), "gone.jsonl: no such file"),
@@ -271,3 +281,22 @@ def test_wrong_usage_exits_2(workplace):
     assert agentcore(workplace, "nothing").returncode == 2
     done = agentcore(workplace, "--version")
     assert (done.returncode, done.stdout.split()[0]) == (0, "agentcore")
+
+
+def test_a_server_lost_in_the_middle_costs_no_program(workplace, inside, monkeypatch):
+    async def lost(self, *arguments, **named):
+        raise TrackingError("MLflow is gone")
+
+    monkeypatch.setattr(MLflowTracker, "log_trial", lost)
+    done = inside(*OPTIMIZE, "--set", "max_labeled_demos=8", "--seed", "1")
+    assert done.returncode == 3
+    assert "MLflow was lost during the run: program and result are in" in done.stderr
+    (directory,) = workplace.glob("agentcore-*")
+    assert load_program(directory).predict.signature
+    assert json.loads((directory / "result.json").read_text())["status"] == "completed"
+
+
+def test_no_password_of_a_tracking_uri_is_shown():
+    assert shown_uri("http://user:hunter2@host:1/x") == "http://host:1/x"
+    assert shown_uri("postgresql+psycopg://u:secretpw@h/db") == "postgresql+psycopg://h/db"
+    assert shown_uri("sqlite:///mlflow.db") == "sqlite:///mlflow.db"

@@ -102,7 +102,7 @@ async def test_many_pipelines_at_once(server):
 
 @pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "is killed"])
 async def test_a_server_lost_in_the_middle_costs_no_result(stack, server, fault):
-    """Last in this file: the second one is for good."""
+    """Last but one in this file: the second one is for good."""
     needs_own(stack)
     warm = MLflowTracker(server)
     await warm.search_runs()
