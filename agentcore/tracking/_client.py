@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,12 +115,21 @@ def create_sqlite_store(uri: str) -> None:
 
     scratch = tempfile.mkdtemp(prefix=".new-", dir=Path(path).absolute().parent)
     # A daemon thread gets to no finally when the process ends.
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    atexit.register(_remove, scratch)
     draft = Path(scratch, "store.db")
     MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
     with contextlib.suppress(FileExistsError):  # another process was faster: its runs are in it
         os.link(draft, path)
-    shutil.rmtree(scratch, ignore_errors=True)
+    _remove(scratch)
+
+
+def _remove(directory: str) -> None:
+    """Remove a directory into which a thread may still be writing: a file that it adds between keeps it."""
+    for _ in range(50):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not Path(directory).exists():
+            return
+        time.sleep(0.01)
 
 
 def set_client_environment(config: MLflowConfig) -> None:
