@@ -82,6 +82,12 @@ class MLflowConfig(_EnvSettings):
         return value
 
 
+def shown_uri(uri: str) -> str:
+    """A tracking URI without what may be a password."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
 def explain(error: ValidationError) -> str:
     """A pydantic error on one line, without the rejected input (it may be a secret)."""
     parts = []

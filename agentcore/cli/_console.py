@@ -33,12 +33,6 @@ def tracking_config(experiment: str | None = None) -> MLflowConfig:
     return config
 
 
-def shown_uri(uri: str) -> str:
-    """A tracking URI without what may be a password."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-
-
 def quiet_libraries() -> None:
     """DSPy, MLflow and Alembic log each step; errors reach the user through our own."""
     import logging

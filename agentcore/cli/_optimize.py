@@ -4,8 +4,9 @@ from typing import Annotated, Any
 
 import typer
 
-from agentcore.cli._console import LOCAL_TRACKING, err, run, shown_uri, tracking_config
+from agentcore.cli._console import LOCAL_TRACKING, err, run, tracking_config
 from agentcore.errors import ConfigurationError
+from agentcore.settings import shown_uri
 
 _DEMO_SETTINGS = {"auto": "light", "max_bootstrapped_demos": 4, "max_labeled_demos": 16}
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from agentcore.cli._console import LOCAL_TRACKING, err, out, shown_uri, tracking_config
+from agentcore.cli._console import LOCAL_TRACKING, err, out, tracking_config
+from agentcore.settings import shown_uri
 
 
 def ui(

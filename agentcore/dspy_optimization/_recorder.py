@@ -20,7 +20,7 @@ class Recorder:
     """One run in MLflow, or nowhere where `tracker` is None.
 
     Only `start` raises: a server that is missing from the beginning is the user's to mend before money is
-    spent. Later failures are kept in `failure`, and nothing more is sent.
+    spent. A later failure of the tracker's becomes a warning, and nothing more is sent.
     """
 
     def __init__(self, tracker: MLflowTracker | None, job: Job, warn: Callable[[str], None]) -> None:

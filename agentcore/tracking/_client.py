@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from agentcore._threads import start_in_thread
 from agentcore.errors import ConfigurationError, TrackingError, first_line
-from agentcore.settings import MLflowConfig
+from agentcore.settings import MLflowConfig, shown_uri
 
 T = TypeVar("T")
 
@@ -69,7 +69,9 @@ class TrackingClient:
                 self._client = self._connect()
             return work(self._client)
         except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-            raise TrackingError(f"MLflow at {self.address}: {self._explain(error)}") from None
+            raise TrackingError(
+                f"MLflow at {shown_uri(self.config.tracking_uri)}: {self._explain(error)}"
+            ) from None
 
     def _connect(self) -> Any:
         from mlflow import MlflowClient
@@ -79,17 +81,6 @@ class TrackingClient:
             logging.getLogger(name).setLevel(logging.WARNING)
         create_sqlite_store(self.config.tracking_uri)
         return MlflowClient(tracking_uri=self.config.tracking_uri, registry_uri=self.config.registry_uri)
-
-    @property
-    def address(self) -> str:
-        """The tracking URI without a password."""
-        from sqlalchemy.engine import make_url
-
-        uri = self.config.tracking_uri
-        if uri.startswith(("http", "databricks")):
-            scheme, separator, rest = uri.partition("://")
-            return f"{scheme}{separator}{rest.rpartition('@')[2]}"
-        return make_url(uri).render_as_string(hide_password=True)
 
     def _explain(self, error: Exception) -> str:
         message = first_line(error)

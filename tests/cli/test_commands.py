@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from agentcore.cli import main
-from agentcore.cli._console import shown_uri
 from agentcore.errors import TrackingError
-from agentcore.settings import MLflowConfig
+from agentcore.settings import MLflowConfig, shown_uri
 from agentcore.tracking import MLflowTracker, load_program
 from tests.dspy_optimization.test_pipeline import ARTIFACTS, METRICS
 from tests.support import colours
