@@ -74,9 +74,9 @@ def environment_secrets() -> set[str]:
     return {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
 
 
-def first_line(error: BaseException, limit: int = 300) -> str:
+def first_line(error: BaseException, limit: int = 300, *, secrets: Iterable[str] = ()) -> str:
     """An error from elsewhere on one line, redacted: its class and the start of its message."""
-    message = " ".join(str(error).split())
+    message = redact(" ".join(str(error).split()), secrets)  # before the cut, which may go through a secret
     if len(message) > limit:
         message = message[: limit - 1] + "…"
-    return redact(f"{type(error).__name__}: {message}" if message else type(error).__name__)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__

@@ -93,4 +93,7 @@ def test_redaction(monkeypatch):
     monkeypatch.setenv("SHORT_KEY", "abc")
     assert redact("x abcdefgh12345678 abc", ["given-secret"]) == "x [redacted] abc"
     assert redact("has given-secret", ["given-secret"]) == "has [redacted]"
+    long = "given-secret-that-straddles"
+    cut = first_line(ValueError("x" * 290 + " " + long), secrets=[long])
+    assert "given" not in cut
     assert first_line(ValueError("two\nlines abcdefgh12345678")) == "ValueError: two lines [redacted]"

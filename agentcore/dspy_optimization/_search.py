@@ -10,7 +10,7 @@ from agentcore.dspy_optimization._progress import Progress
 from agentcore.dspy_optimization._recorder import Recorder
 from agentcore.dspy_optimization.models import Status
 from agentcore.dspy_optimization.optimizers import SearchTask, Trial
-from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError, first_line, redact
+from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError, first_line
 from agentcore.evaluation import EvaluationReport
 from agentcore.journal import CandidateProposed, TrialFinished
 from agentcore.lm import Guard, SearchStopped, is_lm_failure
@@ -135,7 +135,7 @@ class Search:
         return error if isinstance(error, AgentCoreError) else self.optimizer_failure(error)
 
     def optimizer_failure(self, error: BaseException | None) -> AgentCoreError:
-        cause = redact(first_line(error) if error else "it gave no reason", self.job.secrets)
+        cause = first_line(error, secrets=self.job.secrets) if error else "it gave no reason"
         if is_lm_failure(error):
             return LMUnavailableError(
                 f"the language model failed during the search: {cause}. "

@@ -20,7 +20,6 @@ from agentcore.errors import (
     LMUnavailableError,
     MetricError,
     first_line,
-    redact,
 )
 from agentcore.evaluation._metric import ScoredMetric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord
@@ -184,7 +183,7 @@ class _Run:
         raise EvaluationError(message)
 
     def describe(self, error: Exception) -> str:
-        return redact(first_line(error), self.secrets)
+        return first_line(error, secrets=self.secrets)
 
 
 def _record(
