@@ -1,6 +1,7 @@
 """Objects by their `package.module:name`."""
 
 import importlib
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,3 +33,14 @@ def import_object(path: str, what: str, known: Iterable[str] = ()) -> Any:
             raise ConfigurationError(f"{what} {path!r}: {module_name} has no {part!r}")
         found = getattr(found, part)
     return found
+
+
+def importable(value: Any) -> str | None:
+    """The `package.module:name` under which another process finds this very object; None if there is none."""
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    if not (isinstance(module, str) and isinstance(name, str)) or module == "__main__":
+        return None
+    found: Any = sys.modules.get(module)
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return f"{module}:{name}" if found is value else None

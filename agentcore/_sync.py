@@ -51,7 +51,7 @@ def run_blocking(work: Coroutine[Any, Any, T], context: contextvars.Context | No
             result.set_result(task.result())
 
     def start() -> None:
-        task = loop.create_task(work, context=context or contextvars.copy_context())
+        task = loop.create_task(work, context=contextvars.copy_context() if context is None else context)
         tasks.append(task)
         task.add_done_callback(finish)
 

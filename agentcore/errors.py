@@ -51,6 +51,14 @@ class ArtifactError(AgentCoreError):
     """A stored model is missing, changed, or doesn't fit the program it is loaded into."""
 
 
+class JournalError(AgentCoreError):
+    """The journal can't be read or written: what was asked for is not kept."""
+
+
+class LeaseLostError(JournalError):
+    """Another process took this run over, because this one did not renew its lease in time."""
+
+
 def redact(text: str, secrets: Iterable[str] = ()) -> str:
     """`text` without any known secret: those given, and the values of environment variables whose
     names say that they hold one (KEY, TOKEN, SECRET, PASSWORD, CREDENTIAL; at least 8 characters)."""

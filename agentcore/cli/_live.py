@@ -16,14 +16,22 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from agentcore.journal import Event, RunFinished, StageStarted, TrialFinished, WarningRaised
+from agentcore.journal import (
+    Event,
+    OptimizationEvent,
+    RunFinished,
+    StageStarted,
+    TrialFinished,
+    WarningRaised,
+)
 
 _STAGES = {
     "preparing": "preparing",
     "baseline": "measuring the baseline on the test split",
     "search": "searching on train and validation",
     "winner": "measuring the winner on the test split",
-    "logging": "logging to MLflow",
+    "logging": "keeping the result",
+    "delivering": "delivering to MLflow",
 }
 # What DSPy's bootstrapping and tqdm print, whether asked or not.
 _NOISE = re.compile(r"Bootstrapp(ing|ed) |\d+%\|.*\|.*(it/s|s/it|\?it)|^Average Metric|^\s*$")
@@ -37,7 +45,7 @@ class LiveView:
         self.console = Console(file=sys.stderr, highlight=False)
         self.progress: Any = None
         self.warnings: list[str] = []
-        self.began = False
+        self.optimization_id = ""
         self._spinner = Spinner("dots")
         self._live = Live(
             get_renderable=self._render,
@@ -57,8 +65,18 @@ class LiveView:
     def started(self, progress: Any) -> None:
         self.progress = progress
 
+    @property
+    def began(self) -> bool:
+        return bool(self.optimization_id)
+
+    def delivering(self) -> None:
+        """The run is over; what is left is MLflow's."""
+        if self.progress is not None:
+            self.progress.begin("delivering")
+
     def event(self, event: Event) -> None:
-        self.began = True
+        if isinstance(event, OptimizationEvent):
+            self.optimization_id = event.optimization_id
         # Warnings stand in the result's report; here only those of a run that has none.
         if isinstance(event, WarningRaised):
             self.warnings.append(event.message)

@@ -5,8 +5,12 @@ from typing import Annotated, Any
 import typer
 
 from agentcore.cli._console import LOCAL_TRACKING, err, run, tracking_config
-from agentcore.errors import ConfigurationError
+from agentcore.errors import ConfigurationError, TrackingError
 from agentcore.settings import shown_uri
+
+_DELIVERY_SECONDS = 60.0
+_LAST_SECONDS = 1.0
+"""What a Ctrl-C may still take."""
 
 _DEMO_SETTINGS = {"auto": "light", "max_bootstrapped_demos": 4, "max_labeled_demos": 16}
 
@@ -151,7 +155,6 @@ def _optimize(
     from pydantic import ValidationError
 
     from agentcore.cli._live import LiveView
-    from agentcore.cli._render import print_result
     from agentcore.data import load_dataset
     from agentcore.dspy_optimization import OptimizationPipeline, OptimizationRequest
     from agentcore.settings import explain
@@ -173,38 +176,66 @@ def _optimize(
         on_progress=view.started,
         seed=seed,
     )
+    work = pipeline.run_optimization(
+        checked, training_data=training, validation_data=validation, test_data=test
+    )
+    carry_out(pipeline, work, view, config)
+
+
+def resume(
+    run_id: Annotated[
+        str,
+        typer.Argument(metavar="RUN", help="MLflow's id, a local one or the optimization's, or its start."),
+    ],
+    lm: Annotated[str | None, typer.Option(help="The model, where the run was given an object.")] = None,
+    max_concurrency: Concurrency = 16,
+    experiment: Experiment = None,
+) -> None:
+    """Go on with an optimization that was killed, stopped, or failed: nothing is paid for twice."""
+    from agentcore.cli._live import LiveView
+    from agentcore.dspy_optimization import OptimizationPipeline
+
+    config = tracking_config(experiment)
+    view = LiveView()
+    pipeline = OptimizationPipeline.from_journal(
+        run_id,
+        lm=lm,
+        mlflow_config=config,
+        max_concurrency=max_concurrency,
+        on_event=view.event,
+        on_progress=view.started,
+    )
+    carry_out(pipeline, pipeline.resume(run_id), view, config)
+
+
+def carry_out(pipeline: Any, work: Any, view: Any, config: Any) -> None:
+    """Run an optimization, deliver it, and print what came out."""
+    from agentcore.cli._render import print_result
+    from agentcore.tracking import limit_exit
+
+    waiting: list[str] = []
+
+    async def run_and_deliver() -> Any:
+        result = await work
+        view.delivering()
+        try:
+            await pipeline.flush(_DELIVERY_SECONDS)
+        except TrackingError as error:
+            waiting.append(str(error))
+        return result.model_copy(update={"run_id": await pipeline.tracking_id(result.run_id)})
+
+    limit_exit(None)  # what could be delivered is, above
     try:
         with view.running():
-            result = run(
-                pipeline.run_optimization(
-                    checked, training_data=training, validation_data=validation, test_data=test
-                )
-            )
+            result = run(run_and_deliver())
     except typer.Exit:
-        _say_stopped(view)
+        _say_stopped(view, pipeline)
         raise
+    result.warnings.extend(waiting)
     print_result(result, shown_uri(config.tracking_uri))
-    if any(warning.startswith("tracking stopped") for warning in result.warnings):
-        _keep_here(result)
 
 
-def _keep_here(result: Any) -> None:
-    """The server was lost: what it did not get must not be lost with the process."""
-    from pathlib import Path
-
-    from agentcore.tracking import save_program
-
-    directory = Path(f"agentcore-{result.optimization_id[:8]}").absolute()
-    save_program(result.program, directory)
-    (directory / "result.json").write_text(result.model_dump_json(indent=2), encoding="utf-8")
-    err.print(
-        f"[bold red]error:[/] MLflow was lost during the run: program and result are in {directory}",
-        soft_wrap=True,
-    )
-    raise typer.Exit(3)
-
-
-def _say_stopped(view: Any) -> None:
+def _say_stopped(view: Any, pipeline: Any) -> None:
     if not view.began:
         err.print("[yellow]stopped[/] before the run began")
         return
@@ -212,8 +243,16 @@ def _say_stopped(view: Any) -> None:
     kept = (
         f"; the best candidate so far ({best:.3f} on validation) is kept with it" if best is not None else ""
     )
+    try:
+        pipeline.sync.flush(_LAST_SECONDS)
+        marked = "the run is marked KILLED"
+    except TrackingError:
+        marked = "the run waits in the journal, and the next agentcore command brings it to MLflow"
+    short = view.optimization_id[:8]
     err.print(
-        f"[yellow]stopped[/]: the run is marked KILLED{kept}. See it with: agentcore runs", soft_wrap=True
+        f"[yellow]stopped[/]: {marked}{kept}. Go on with it: agentcore resume {short} · "
+        f"see it: agentcore show {short}",
+        soft_wrap=True,
     )
 
 

@@ -1,6 +1,6 @@
 """Results, runs and prompts as tables and text."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any
 
 from rich.markup import escape
@@ -48,10 +48,13 @@ def print_result(result: Any, tracking: str | None) -> None:
         out.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
     if result.run_id:
         out.print(f"\nrun {result.run_id} in {escape(tracking or '')}")
-        out.print(
-            f"next: [bold]agentcore show {result.run_id[:8]}[/] · "
-            "[bold]agentcore runs[/] · [bold]agentcore ui[/]"
-        )
+        if result.run_id.startswith("local-"):
+            out.print("next, once MLflow is back: [bold]agentcore sync[/] · [bold]agentcore runs[/]")
+        else:
+            out.print(
+                f"next: [bold]agentcore show {result.run_id[:8]}[/] · "
+                "[bold]agentcore runs[/] · [bold]agentcore ui[/]"
+            )
 
 
 def _shown(value: float | None, form: str, missing: str = "unknown") -> str:
@@ -65,7 +68,8 @@ def _change(old: float | None, new: float | None, form: str) -> str:
     return sign + form.format(abs(new - old))
 
 
-def print_runs(runs: Sequence[Any]) -> None:
+def print_runs(runs: Sequence[Any], resumable: Container[str | None] = ()) -> None:
+    """Args: resumable: ids of runs whose process died."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     figures = ("baseline", "optimized", "change", "p")
     for column in ("run", "target", "status", *figures, "started, UTC"):
@@ -77,7 +81,7 @@ def print_runs(runs: Sequence[Any]) -> None:
         table.add_row(
             item.run_id[:8],
             escape(item.tags.get("target_id", item.name)),
-            item.status,
+            "resumable" if item.run_id in resumable else item.status,
             _shown(metrics.get("baseline_quality_score"), "{:.3f}", ""),
             _shown(metrics.get("optimized_quality_score"), "{:.3f}", ""),
             _shown(gain, "{:+.1%}", ""),

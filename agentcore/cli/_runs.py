@@ -1,12 +1,15 @@
 """`agentcore runs`, `best` and `show`."""
 
+import asyncio
 from typing import Annotated, Any
 
 import typer
 
 from agentcore.cli._console import out, run, tracking_config
 from agentcore.cli._optimize import Experiment
-from agentcore.errors import ArtifactError, ConfigurationError
+from agentcore.errors import ArtifactError, ConfigurationError, TrackingError
+
+_BACKLOG_SECONDS = 20.0
 
 
 def runs(
@@ -16,14 +19,53 @@ def runs(
 ) -> None:
     """List runs, newest first."""
     from agentcore.cli._render import print_runs
-    from agentcore.tracking import MLflowTracker
+    from agentcore.journal import open_journal
+    from agentcore.tracking import MLflowTracker, destination_of, interrupted_runs
 
     config = tracking_config(experiment)
-    found = run(MLflowTracker(config).search_runs(filter_, limit))
-    if not found:
+    tracker = MLflowTracker(config)
+    home, destination = open_journal(), destination_of(config)
+    try:
+        found = run(_after_backlog(tracker, tracker.search_runs(filter_, limit)))
+    except TrackingError:
+        _print_waiting(home, destination)
+        raise
+    if found:
+        resumable = {item.tracking_id: item.id for item in interrupted_runs(home, destination)}
+        print_runs(found, resumable)
+        for key in resumable.values():
+            out.print(f"a run's process died. Go on with it: [bold]agentcore resume {key[:8]}[/]")
+    else:
         out.print(f"no runs in experiment {config.experiment_name!r}. Make one with: agentcore demo")
-        return
-    print_runs(found)
+    _print_waiting(home, destination)
+
+
+async def _after_backlog(tracker: Any, work: Any) -> Any:
+    """Do `work`, a coroutine, after what earlier commands left was delivered, as far as it can be."""
+    import contextlib
+
+    from agentcore.tracking import mark_interrupted
+
+    home, delivery = await tracker.opened()
+    try:
+        await asyncio.to_thread(mark_interrupted, home, delivery.destination)
+        with contextlib.suppress(TrackingError):  # then `work` fails too, or the rest is told of below
+            await tracker.deliver_backlog(_BACKLOG_SECONDS)
+    except BaseException:
+        work.close()
+        raise
+    return await work
+
+
+def _print_waiting(home: Any, destination: str) -> None:
+    waiting = home.waiting(destination)
+    if waiting:
+        entries = sum(item.waiting for item in waiting)
+        out.print(
+            f"{entries:,} entries of {len(waiting)} runs are not in MLflow yet. "
+            "See them: agentcore journal ls · deliver them: agentcore sync",
+            soft_wrap=True,
+        )
 
 
 def best(
@@ -37,7 +79,8 @@ def best(
     from agentcore.tracking import MLflowTracker
 
     tracker = MLflowTracker(tracking_config(experiment))
-    found = run(tracker.get_best_run(metric, "ASC" if ascending else "DESC", target_id=target))
+    best_run = tracker.get_best_run(metric, "ASC" if ascending else "DESC", target_id=target)
+    found = run(_after_backlog(tracker, best_run))
     if found is None:
         out.print(f"no finished run with metric {metric!r} in experiment {tracker.config.experiment_name!r}")
         raise typer.Exit(1)
@@ -54,7 +97,8 @@ def show(
     """Show a run: its figures, the optimized prompt as text, and the examples that flipped."""
     from agentcore.tracking import MLflowTracker
 
-    run(_show(MLflowTracker(tracking_config(experiment)), run_id, examples))
+    tracker = MLflowTracker(tracking_config(experiment))
+    run(_after_backlog(tracker, _show(tracker, run_id, examples)))
 
 
 async def _show(tracker: Any, wanted: str, examples: int) -> None:
@@ -87,6 +131,9 @@ async def _find(tracker: Any, wanted: str) -> Any:
         if not recent:
             raise ConfigurationError("there is no run yet. Make one with: agentcore demo")
         return recent[0]
+    for stream in (await tracker.opened())[0].find(wanted.removeprefix("local-")):
+        if stream.id.startswith(wanted.removeprefix("local-")):
+            return await tracker.get_run(f"local-{stream.id}")
     matches = [item for item in await tracker.search_runs(max_results=1000) if item.run_id.startswith(wanted)]
     if len(matches) > 1:
         raise ConfigurationError(f"{len(matches)} runs start with {wanted!r}: give more of the id")

@@ -1,15 +1,18 @@
 """Everything that can be wrong before the first LM call is found here."""
 
+import re
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import dspy
 from pydantic import ValidationError
 
+from agentcore._imports import importable
 from agentcore.data import Dataset, Splits, given_splits, load_dataset
+from agentcore.dspy_optimization._history import state_digest
 from agentcore.dspy_optimization._program import (
     check_fit,
     checked_program,
@@ -24,6 +27,17 @@ from agentcore.errors import ConfigurationError, DataError
 from agentcore.evaluation import ExactMatch, Metric, ScoredMetric, resolve_metric
 from agentcore.lm import OFFLINE_NOTE, is_offline, lm_secrets, resolve_lm
 from agentcore.settings import Settings, explain
+
+_CONNECTION = re.compile(r"key|token|secret|header|api_|base_url|password", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How the user named what was resolved; None where it was an object that has no name."""
+
+    program: str | None
+    from_data: bool
+    metric: str | None
 
 
 @dataclass(frozen=True)
@@ -43,6 +57,7 @@ class Job:
     given_baseline: PerformanceMetrics | None
     seed: int
     warnings: tuple[str, ...]
+    source: Source
 
     @property
     def secrets(self) -> list[str]:
@@ -77,6 +92,35 @@ class Job:
             **{f"{name}_size": len(part) for name, part in self.splits._asdict().items()},
         }
 
+    def spec(self) -> dict[str, Any]:
+        """What a resumed run must have in common with this one, and what the command line makes it of."""
+        return {
+            "request": self.request.model_dump(mode="json"),
+            "program": {
+                "class": f"{type(self.program).__module__}:{type(self.program).__qualname__}",
+                "state": state_digest(self.program),
+            },
+            "metric": self.metric.name,
+            "lm": _lm_spec(self.lm),
+            "prompt_lm": _lm_spec(self.prompt_lm),
+            "optimizer": {"name": self.optimizer.name, "settings": self.optimizer.settings()},
+            "dataset": self.data.digest,
+            "splits": {name: part.digest for name, part in self.splits._asdict().items()},
+            "seed": self.seed,
+            "baseline": self.given_baseline.model_dump() if self.given_baseline else None,
+            "source": asdict(self.source),
+        }
+
+
+def _lm_spec(lm: Any) -> dict[str, Any]:
+    """A model and its sampling settings: neither key nor address."""
+    plain = {
+        key: value
+        for key, value in (getattr(lm, "kwargs", None) or {}).items()
+        if isinstance(value, (int, float, str, bool)) and not _CONNECTION.search(key)
+    }
+    return {"model": lm.model, "settings": plain}
+
 
 def prepare(
     request: OptimizationRequest | Mapping[str, Any],
@@ -91,6 +135,8 @@ def prepare(
     validation_data: Any,
     test_data: Any,
     baseline_metrics: PerformanceMetrics | Mapping[str, float] | None,
+    optimization_id: str | None = None,
+    splits: Splits | None = None,
 ) -> Job:
     """Resolve and check a request.
 
@@ -104,13 +150,21 @@ def prepare(
     except ValidationError as error:
         raise ConfigurationError(f"request or baseline_metrics: {explain(error)}") from None
     constraints = request.constraints
+    source = Source(
+        program=program if isinstance(program, str) else None,
+        from_data=program is None,
+        metric=metric if isinstance(metric, str) or metric is None else importable(metric),
+    )
     if isinstance(program, str):
         program, program_path = resolve_program(program)
     if program is not None:
         checked_program(program)
     optimizer = _optimizer(request)
     resolved_metric = resolve_metric(metric, success_threshold=constraints.success_threshold)
-    data, splits = _splits(program, training_data, validation_data, test_data, seed)
+    if splits is None:
+        data, splits = _splits(program, training_data, validation_data, test_data, seed)
+    else:
+        data = training_data
     if program is None:
         program = program_from_data(data)
     check_fit(program, data)
@@ -126,7 +180,7 @@ def prepare(
     if is_offline(task_lm) or is_offline(prompt_lm):
         warnings.append(OFFLINE_NOTE)
     return Job(
-        optimization_id=uuid.uuid4().hex,
+        optimization_id=optimization_id or uuid.uuid4().hex,
         request=request,
         program=program,
         program_path=program_path,
@@ -139,6 +193,7 @@ def prepare(
         given_baseline=given,
         seed=seed,
         warnings=tuple(warnings),
+        source=Source(source.program or program_path, source.from_data, source.metric),
     )
 
 

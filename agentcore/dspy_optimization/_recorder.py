@@ -1,96 +1,160 @@
-"""Hands what happened to MLflow. A tracker that fails after the start costs figures there, never the run."""
+"""Writes an optimization to the journal: each event with what MLflow is to be told of it, in one commit."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
+from agentcore._threads import run_in_thread
+from agentcore.dspy_optimization._history import History
 from agentcore.dspy_optimization._prepare import Job
 from agentcore.dspy_optimization.models import OptimizationResult
 from agentcore.dspy_optimization.optimizers import Trial
-from agentcore.errors import TrackingError, first_line
+from agentcore.errors import (
+    AgentCoreError,
+    JournalError,
+    TrackingError,
+    environment_secrets,
+    first_line,
+    looks_random,
+)
 from agentcore.evaluation import EvaluationReport
+from agentcore.journal import (
+    ArtifactLogged,
+    Event,
+    JobRecorded,
+    Journal,
+    Lease,
+    RunEnded,
+    RunReopened,
+    TrackingEvent,
+    TrialPoint,
+    wait,
+)
 from agentcore.lm import is_offline
-from agentcore.tracking import MLflowTracker, TrialPoint
+from agentcore.tracking import Delivery, Draft, MLflowTracker
 
-_KILL_SECONDS = 1.0
-"""What a cancelled run may still take to say so in MLflow."""
+_DATA = "training_data.json"
 
 
 class Recorder:
-    """One run in MLflow, or nowhere where `tracker` is None.
+    """One run in the journal, from where it is delivered; nowhere where `tracker` is None.
 
-    Only `start` raises: a server that is missing from the beginning is the user's to mend before money is
-    spent. A later failure of the tracker's becomes a warning, and nothing more is sent.
+    `write` returns at once and keeps the order; `durable` waits until all of it is on disk. Both raise
+    `JournalError` once something could not be written: a run that can't be kept stops, and can be resumed.
     """
 
-    def __init__(self, tracker: MLflowTracker | None, job: Job, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, tracker: MLflowTracker | None, job: Job, lease: Lease | None, warn: Callable[[str], None]
+    ) -> None:
         self.tracker = tracker
         self.job = job
         self.warn = warn
-        self.run_id: str | None = None
-        self.trials: list[TrialPoint] = []
-        self._queue: asyncio.Queue[TrialPoint | None] = asyncio.Queue()
-        self._failed = False
-        self._kill_by: float | None = None
+        self._lease = lease
+        # An ordinary word that happens to be someone's password must not be cut out of a prompt.
+        self._hidden = {*job.secrets, *filter(looks_random, environment_secrets())}
+        self._home: tuple[Journal, Delivery] | None = None
+        self._last: Future[int] | None = None
+        self._failed: BaseException | None = None
 
-    async def start(self) -> None:
+    @property
+    def local_id(self) -> str | None:
+        return f"local-{self.job.optimization_id}" if self.tracker is not None else None
+
+    async def run_id(self, seconds: float) -> str | None:
+        """MLflow's run id where it is known within `seconds`, else the local one."""
+        if self._home is None:
+            return None
+        _, delivery = self._home
+        key = self.job.optimization_id
+        try:
+            return await run_in_thread(lambda: delivery.wait_for_run(key, seconds)) or self.local_id
+        except TrackingError:
+            return self.local_id  # the result says why
+
+    async def start(self, started: Event, history: History) -> None:
+        """Make the run, or go on with it.
+
+        Raises:
+            JournalError: it can't be written.
+        """
         if self.tracker is None:
             return
         self.tracker.secrets.extend(self.job.secrets)
-        starting = asyncio.ensure_future(self.tracker.start_run(self.job.request, tags=self._tags()))
-        try:
-            self.run_id = await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            # The run may be made already: without its id it would stay RUNNING for ever.
-            self._kill_by = asyncio.get_running_loop().time() + _KILL_SECONDS
-            done, _ = await asyncio.wait({starting}, timeout=_KILL_SECONDS)
-            self.run_id = starting.result() if done and not starting.exception() else None
-            raise
-        await self._send(lambda tracker, run: tracker.log_params(self.job.params(), run_id=run))
-        await self._send(
-            lambda tracker, run: tracker.log_training_data(self.job.data, self.job.splits, run_id=run)
+        journal, delivery = self._home = await self.tracker.opened()
+        key = self.job.optimization_id
+        if history.job is not None:
+            reopened: list[TrackingEvent] = [RunReopened()] if history.ended else []
+            await self._write([started, *reopened, *self._entries({"optimization_status": "running"})])
+            return
+        created = self.tracker.run_created(key, self.job.request, tags=self._tags())
+        drafts = [
+            created,
+            *self.tracker.entries.params(self.job.params()),
+            *self.tracker.entries.training_data(self.job.data, self.job.splits),
+        ]
+        entries = await self.tracker.stored(drafts)
+        (data,) = [
+            entry.sha256 for entry in entries if isinstance(entry, ArtifactLogged) and entry.path == _DATA
+        ]
+        job = JobRecorded(optimization_id=key, spec=self.job.spec(), data=data)
+        self._lease = await wait(
+            journal.create(key, "optimization", created.name, delivery.destination, work=True)
         )
+        await self._write([job, started, *entries])
 
-    def trial(self, trial: Trial, best: float) -> None:
-        """Queue a trial; `follow_trials` sends it."""
-        point = TrialPoint(trial.number, trial.score, best, trial.full)
-        self.trials.append(point)
-        self._queue.put_nowait(point)
+    def write(self, event: Event, tell: Sequence[Event] = ()) -> None:
+        """Append an event, and entries for MLflow, in one commit."""
+        if self._home is None:
+            return
+        journal, delivery = self._home
+        self._last = journal.append(
+            self.job.optimization_id, [event, *tell], lease=self._lease, secrets=self._hidden
+        )
+        self._last.add_done_callback(partial(self._written, delivery, bool(tell)))
 
-    def no_more_trials(self) -> None:
-        self._queue.put_nowait(None)
+    def _written(self, delivery: Delivery, tell: bool, done: "Future[int]") -> None:
+        error = None if done.cancelled() else done.exception()
+        if error is not None:
+            self._failed = self._failed or error
+        elif tell:
+            delivery.notify(self.job.optimization_id)
 
-    async def follow_trials(self) -> None:
-        """Send trials as they finish, until `no_more_trials`."""
-        while (point := await self._queue.get()) is not None:
-            trial, score, best, _ = point
-            await self._send(lambda tracker, run: tracker.log_trial(trial, score, best, run_id=run))  # noqa: B023
+    async def durable(self) -> None:
+        """Wait for all that was written so far; raises `JournalError` where something was not."""
+        if self._last is not None:
+            await asyncio.wait([_quiet(asyncio.wrap_future(self._last))])
+        if self._failed is not None:
+            raise self._failed
 
     async def result(
-        self, result: OptimizationResult, baseline: EvaluationReport, optimized: EvaluationReport
+        self,
+        result: OptimizationResult,
+        trials: Sequence[TrialPoint],
+        baseline: EvaluationReport,
+        optimized: EvaluationReport,
+        events: Sequence[Event],
     ) -> None:
-        comparison, test = result.comparison, self.job.splits.test
-        means = baseline.mean_score, optimized.mean_score
-        await self._send(lambda tracker, run: tracker.log_result(result, run_id=run))
-        await self._send(
-            lambda tracker, run: tracker.log_evaluation(test, baseline, optimized, comparison, run_id=run)
-        )
-        await self._send(lambda tracker, run: tracker.log_plots(self.trials, *means, comparison, run_id=run))
-        await self._send(
-            lambda tracker, run: tracker.log_model_artifact(
-                result.program,
-                metadata={
-                    "optimization_id": result.optimization_id,
-                    "status": result.status,
-                    "improvement_percentage": result.improvement_percentage,
-                    "statistical_significance": result.statistical_significance,
-                    "lm": self.job.lm.model,
-                    "test_digest": test.digest,
-                },
-                program_path=self.job.program_path,
-                default_lm=self.job.lm.model,
-                run_id=run,
-            )
+        """Everything that a finished run leaves, in one commit with its last events."""
+        tracker = self.tracker
+        if tracker is None:
+            return
+        comparison, test, entries = result.comparison, self.job.splits.test, tracker.entries
+        drafts = await self._part(lambda: entries.result(result))
+        drafts += await self._part(lambda: entries.evaluation(test, baseline, optimized, comparison))
+        drafts += entries.plots(trials, baseline.mean_score, optimized.mean_score, comparison)
+        drafts += await self._model(
+            result.program,
+            "optimized_model",
+            {
+                "optimization_id": result.optimization_id,
+                "status": result.status,
+                "improvement_percentage": result.improvement_percentage,
+                "statistical_significance": result.statistical_significance,
+                "lm": self.job.lm.model,
+                "test_digest": test.digest,
+            },
         )
         tags: dict[str, Any] = {
             "optimization_status": result.status,
@@ -98,36 +162,87 @@ class Recorder:
         }
         if result.warnings:
             tags["warnings"] = "; ".join(result.warnings)
-        await self._end("FINISHED", tags)
+        await self._write([*await self.stored(drafts), *self._end("FINISHED", tags), *events])
+        await self._release()
 
-    async def failed(self, message: str) -> None:
-        await self._end("FAILED", {"optimization_status": "failed", "error": message})
+    async def failed(self, message: str, events: Sequence[Event]) -> None:
+        await self._last_words(
+            [*self._end("FAILED", {"optimization_status": "failed", "error": message}), *events]
+        )
 
-    async def cancelled(self, best: Trial | None) -> None:
-        """Say KILLED first, then keep trials and the best candidate, within what a Ctrl-C may take."""
+    async def cancelled(self, best: Trial | None, events: Sequence[Event]) -> None:
+        """Say KILLED, and keep the best candidate so far."""
+        words = self._end("KILLED", {"optimization_status": "cancelled"})
+        drafts: list[Draft] = []
+        if best is not None and self.tracker is not None:
+            drafts = await self._model(
+                best.program,
+                "best_so_far",
+                {"validation_score": best.score, "trial": best.number},
+                as_logged_model=False,
+            )
+        await self._last_words([*words, *await self.stored(drafts), *events])
+
+    async def stored(self, drafts: Sequence[Draft]) -> list[TrackingEvent]:
+        return await self.tracker.stored(drafts) if self.tracker is not None else []
+
+    def problem(self) -> str | None:
+        """Why MLflow doesn't take this run at present."""
+        return self._home[1].problem(self.job.optimization_id) if self._home else None
+
+    async def _last_words(self, events: Sequence[Event]) -> None:
+        """What is told of a run that ends otherwise; its own error stays the one that is raised."""
         try:
-            now = asyncio.get_running_loop().time()
-            async with asyncio.timeout_at(self._kill_by or now + _KILL_SECONDS):
-                await self._end("KILLED", {"optimization_status": "cancelled"})
-                if best is not None:
-                    await self._send(
-                        lambda tracker, run: tracker.log_model_artifact(
-                            best.program,
-                            "best_so_far",
-                            metadata={"validation_score": best.score, "trial": best.number},
-                            program_path=self.job.program_path,
-                            as_logged_model=False,
-                            run_id=run,
-                        )
-                    )
-                self.no_more_trials()
-                await self.follow_trials()
-        except TimeoutError:
-            self.warn(f"MLflow did not take all of run {self.run_id} within {_KILL_SECONDS} s")
+            if self._home is not None and self._lease is not None:
+                await self._write(events)
+                await self._release()
+        except JournalError as error:
+            self.warn(f"the end of run {self.job.optimization_id} is not in the journal: {error}")
 
-    async def _end(self, status: str, tags: dict[str, Any]) -> None:
-        await self._send(lambda tracker, run: tracker.end_run(status, run_id=run))
-        await self._send(lambda tracker, run: tracker.set_tags(tags, run_id=run))
+    async def _write(self, events: Sequence[Event]) -> None:
+        assert self._home is not None
+        journal, delivery = self._home
+        key = self.job.optimization_id
+        await journal.write(key, events, lease=self._lease, secrets=self._hidden)
+        delivery.notify(key)
+
+    async def _release(self) -> None:
+        if self._home is not None and self._lease is not None:
+            await wait(self._home[0].release(self._lease))
+
+    def _end(self, status: Any, tags: dict[str, Any]) -> list[Event]:
+        return [RunEnded(status=status), *self._entries(tags)]
+
+    def _entries(self, tags: dict[str, Any]) -> list[Any]:
+        return [] if self.tracker is None else list(self.tracker.entries.tags(tags))
+
+    async def _model(
+        self, program: Any, name: str, metadata: dict[str, Any], *, as_logged_model: bool = True
+    ) -> list[Draft]:
+        assert self.tracker is not None
+        try:
+            return await self.tracker.model_drafts(
+                program,
+                name,
+                metadata,
+                program_path=self.job.program_path,
+                default_lm=self.job.lm.model,
+                as_logged_model=as_logged_model,
+            )
+        except Exception as error:  # noqa: BLE001 - a result that was paid for is never lost to its logging
+            self._not_logged(error)
+            return []
+
+    async def _part(self, make: Callable[[], list[Draft]]) -> list[Draft]:
+        try:
+            return await run_in_thread(make)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._not_logged(error)
+            return []
+
+    def _not_logged(self, error: Exception) -> None:
+        told = str(error) if isinstance(error, AgentCoreError) else first_line(error)
+        self.warn(f"a part of run {self.job.optimization_id} could not be logged: {told}")
 
     def _tags(self) -> dict[str, str]:
         tags = {"agentcore.optimization_id": self.job.optimization_id}
@@ -135,13 +250,7 @@ class Recorder:
             tags["agentcore.offline_lm"] = "not a large language model: shows the mechanics"
         return tags
 
-    async def _send(self, work: Callable[[MLflowTracker, str], Awaitable[Any]]) -> None:
-        if self.tracker is None or self.run_id is None or self._failed:
-            return
-        try:
-            await work(self.tracker, self.run_id)
-        except TrackingError as error:
-            self._failed = True
-            self.warn(f"tracking stopped, figures of run {self.run_id} are incomplete: {error}")
-        except Exception as error:  # noqa: BLE001 - a result that was paid for is never lost to its logging
-            self.warn(f"a part of run {self.run_id} could not be logged: {first_line(error)}")
+
+def _quiet(future: "asyncio.Future[int]") -> "asyncio.Future[int]":
+    future.add_done_callback(lambda done: done.cancelled() or done.exception())
+    return future

@@ -1,19 +1,23 @@
 """Runs an optimizer under a guard, and says what is kept when it ends, however it ends."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from agentcore.data import Example
+from agentcore.dspy_optimization._history import History, trial_key
 from agentcore.dspy_optimization._prepare import Job
 from agentcore.dspy_optimization._progress import Progress
-from agentcore.dspy_optimization._recorder import Recorder
 from agentcore.dspy_optimization.models import Status
 from agentcore.dspy_optimization.optimizers import SearchTask, Trial
 from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError, first_line
 from agentcore.evaluation import EvaluationReport
-from agentcore.journal import CandidateProposed, TrialFinished
+from agentcore.journal import CandidateProposed, StepFinished, TrialFinished, TrialPoint
 from agentcore.lm import Guard, SearchStopped, is_lm_failure
+from agentcore.tracking import Entries, program_state
+
+_ENDED = "search"
 
 
 class Search:
@@ -23,22 +27,34 @@ class Search:
         self,
         job: Job,
         progress: Progress,
-        recorder: Recorder,
+        history: History,
+        entries: Entries | None,
         evaluate: Callable[..., Awaitable[EvaluationReport]],
         emit: Callable[..., None],
+        durable: Callable[[], Awaitable[None]],
         warn: Callable[[str], None],
     ) -> None:
         self.job = job
         self.constraints = job.request.constraints
         self.progress = progress
-        self.recorder = recorder
+        self.history = history
+        self.entries = entries
         self.evaluate = evaluate
         self.emit = emit
+        self.durable = durable
         self.warn = warn
         self.best: Trial | None = None
+        self.points: list[TrialPoint] = []
+        self._began: float | None = None
+        self._before = history.search_seconds
+
+    @property
+    def seconds(self) -> float:
+        """How long the search took so far, in earlier processes too."""
+        return self._before + (time.monotonic() - self._began if self._began is not None else 0.0)
 
     async def run(self, max_calls: int | None) -> tuple[Any, Status]:
-        """The program to keep, and how the search ended.
+        """The program to keep, and how the search ended; an earlier process may have ended it.
 
         Args:
             max_calls: LM calls that it may make; None for no limit.
@@ -47,28 +63,47 @@ class Search:
             LMUnavailableError: the model failed.
             AgentCoreError: the metric or the optimizer failed.
         """
+        if _ENDED in self.history.steps:
+            return self.ended(self.history.steps[_ENDED])
+        self._began = time.monotonic()
+        program, status = await self.search(max_calls)
+        self._before, self._began = self.seconds, None
+        self.emit(StepFinished, step=_ENDED, value={"status": status, "state": program_state(program)})
+        await self.durable()
+        return program, status
+
+    def ended(self, outcome: dict[str, Any]) -> tuple[Any, Status]:
+        """What an earlier process of this run found."""
+        program = self.job.program.deepcopy()
+        lms = [predictor.lm for predictor in program.predictors()]
+        program.load_state(outcome["state"])
+        for predictor, lm in zip(program.predictors(), lms, strict=True):
+            predictor.lm = lm
+        for trial in self.history.trials.values():
+            self.points.append(_point(trial))
+        if self.points:
+            last = self.points[-1]
+            self.best = Trial(last.trial, program, last.best, True, 0)
+            self.progress.best_score = last.best
+        return program, outcome["status"]
+
+    async def search(self, max_calls: int | None) -> tuple[Any, Status]:
         job, loop = self.job, asyncio.get_running_loop()
-        guard = Guard(max_calls)
+        guard = Guard(None if max_calls is None else max(0, max_calls - self.history.calls("search")))
         task = self.task(guard)
-        timer = loop.call_later(self.constraints.max_optimization_time, guard.stop, "time_limit")
+        left = max(0.0, self.constraints.max_optimization_time - self._before)
+        timer = loop.call_later(left, guard.stop, "time_limit")
         stopped: SearchStopped | None = None
         program = None
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.recorder.follow_trials())
-                with job.context(), self.progress.meter.stage("search"), guard.watching():
-                    try:
-                        program = await job.optimizer.optimize(task)
-                    except SearchStopped as stop:
-                        stopped = stop
-                    except AgentCoreError:
-                        raise
-                    except Exception as error:  # noqa: BLE001 - an optimizer may raise anything
-                        raise self.optimizer_failure(error) from None if is_lm_failure(error) else error
-                    finally:
-                        self.recorder.no_more_trials()
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+            with job.context(), self.progress.meter.stage("search"), guard.watching():
+                program = await job.optimizer.optimize(task)
+        except SearchStopped as stop:
+            stopped = stop
+        except AgentCoreError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an optimizer may raise anything
+            raise self.optimizer_failure(error) from None if is_lm_failure(error) else error
         finally:
             timer.cancel()
         if stopped is None:
@@ -80,19 +115,22 @@ class Search:
     def task(self, guard: Guard) -> SearchTask:
         job = self.job
 
-        async def score(program: Any, examples: Sequence[Example]) -> EvaluationReport:
+        async def score(program: Any, examples: Sequence[Example], number: int) -> EvaluationReport:
             self.progress.done, self.progress.total = 0, len(examples)
-            return await self.evaluate(
-                program, examples, max_error_rate=self.constraints.max_error_rate, only_lm_failures=True
-            )
+            return await self.evaluate(trial_key(number), program, examples, only_lm_failures=True)
 
         def on_trial(trial: Trial) -> None:
             self.best = task.best
             best = self.best.score if self.best else trial.score
             self.progress.trial, self.progress.best_score = trial.number, best
-            self.recorder.trial(trial, best)
+            self.points.append(TrialPoint(trial=trial.number, score=trial.score, best=best, full=trial.full))
+            earlier = self.history.trials.get(trial.number)
+            known = earlier is not None and (earlier.score, earlier.examples) == (trial.score, trial.examples)
+            tell = self.entries.trial(trial.number, trial.score, best) if self.entries else []
             self.emit(
                 TrialFinished,
+                tell,
+                known=known,
                 trial=trial.number,
                 score=trial.score,
                 best_score=best,
@@ -102,7 +140,11 @@ class Search:
 
         def on_space(instructions: dict[str, list[str]], demo_sets: dict[str, int], trials: int) -> None:
             self.progress.trials = trials
-            self.emit(CandidateProposed, instructions=instructions, demo_sets=demo_sets)
+            known = self.history.has_candidates
+            self.emit(CandidateProposed, known=known, instructions=instructions, demo_sets=demo_sets)
+
+        def on_step(step: str, value: Any) -> None:
+            self.emit(StepFinished, step=step, value=value)
 
         task = SearchTask(
             program=job.program.deepcopy(),
@@ -115,6 +157,9 @@ class Search:
             guard=guard,
             evaluate=score,
             on_trial=on_trial,
+            durable=self.durable,
+            on_step=on_step,
+            steps=self.history.steps,
             on_space=on_space,
         )
         return task
@@ -142,3 +187,7 @@ class Search:
                 "No score was made up; run again once it answers"
             )
         return EvaluationError(f"optimizer {self.job.optimizer.name} failed: {cause}")
+
+
+def _point(trial: TrialFinished) -> TrialPoint:
+    return TrialPoint(trial=trial.trial, score=trial.score, best=trial.best_score, full=trial.full)

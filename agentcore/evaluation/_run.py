@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -54,6 +54,7 @@ async def evaluate(
     lm: Any,
     limits: Limits | None = None,
     on_record: RecordSink | None = None,
+    known: Mapping[int, ExampleRecord] | None = None,
 ) -> EvaluationReport:
     """Run `program` on every example, concurrently, and score what it predicts.
 
@@ -67,6 +68,7 @@ async def evaluate(
         lm: the `dspy.LM` for predictors that have none of their own.
         limits: concurrency and tolerated failures.
         on_record: called in the event loop as each example ends, in the order of ending.
+        known: records of an earlier evaluation, by index, that are not to be made again.
 
     Raises:
         DataError: no examples.
@@ -78,7 +80,9 @@ async def evaluate(
         raise DataError("nothing to evaluate: no examples")
     limits = limits or Limits()
     run = _Run(program, metric, lm, limits, len(examples), on_record or (lambda record: None))
-    pending = iter(enumerate(examples))
+    known = known or {}
+    run.records += known.values()
+    pending = iter([(index, item) for index, item in enumerate(examples) if index not in known])
     workers = min(limits.max_concurrency, len(examples))
     try:
         async with asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""The events of an optimization. Timestamps are fixed when an event is made."""
+"""What happened, as typed events. Timestamps are fixed when an event is made."""
 
 import time
 from collections.abc import Callable
@@ -13,12 +13,33 @@ class Event(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
-    optimization_id: str
     timestamp_ms: int = Field(default_factory=lambda: time.time_ns() // 1_000_000)
     """Unix time in milliseconds."""
 
+    def payloads(self) -> list[str]:
+        """sha256 of the payloads that the event refers to."""
+        return []
 
-class RunStarted(Event):
+
+class OptimizationEvent(Event):
+    """A step of an optimization."""
+
+    optimization_id: str
+
+
+class JobRecorded(OptimizationEvent):
+    """All that a resumed run has to have in common with the one that died, and what rebuilds it."""
+
+    kind: Literal["job_recorded"] = "job_recorded"
+    spec: dict[str, Any]
+    data: str
+    """sha256 of the payload with the examples and their splits."""
+
+    def payloads(self) -> list[str]:
+        return [self.data]
+
+
+class RunStarted(OptimizationEvent):
     kind: Literal["run_started"] = "run_started"
     run_id: str | None
     target_type: str
@@ -27,17 +48,49 @@ class RunStarted(Event):
     split_sizes: dict[str, int]
 
 
-class StageStarted(Event):
+class RunResumed(OptimizationEvent):
+    kind: Literal["run_resumed"] = "run_resumed"
+
+
+class StageStarted(OptimizationEvent):
     kind: Literal["stage_started"] = "stage_started"
     stage: str
 
 
-class BaselineMeasured(Event):
+class ExampleMeasured(OptimizationEvent):
+    """One example of an evaluation, paid for."""
+
+    kind: Literal["example_measured"] = "example_measured"
+    evaluation: str
+    """`baseline`, `winner`, or `trial-N`."""
+    candidate: str
+    """Digest of the program's state."""
+    record: dict[str, Any]
+
+
+class StepFinished(OptimizationEvent):
+    """The outcome of a step that is not to be paid for again, such as the proposed candidates."""
+
+    kind: Literal["step_finished"] = "step_finished"
+    step: str
+    value: Any
+
+
+class SpendCounted(OptimizationEvent):
+    """The account so far, and the seconds that the run and its search took so far."""
+
+    kind: Literal["spend_counted"] = "spend_counted"
+    by_stage: dict[str, dict[str, Any]]
+    seconds: float
+    search_seconds: float
+
+
+class BaselineMeasured(OptimizationEvent):
     kind: Literal["baseline_measured"] = "baseline_measured"
     metrics: dict[str, float | None]
 
 
-class CandidateProposed(Event):
+class CandidateProposed(OptimizationEvent):
     """The search space of one optimizer: how many instructions and demo sets each predictor has."""
 
     kind: Literal["candidate_proposed"] = "candidate_proposed"
@@ -45,7 +98,7 @@ class CandidateProposed(Event):
     demo_sets: dict[str, int]
 
 
-class TrialFinished(Event):
+class TrialFinished(OptimizationEvent):
     kind: Literal["trial_finished"] = "trial_finished"
     trial: int
     score: float
@@ -56,19 +109,19 @@ class TrialFinished(Event):
     examples: int
 
 
-class WinnerMeasured(Event):
+class WinnerMeasured(OptimizationEvent):
     kind: Literal["winner_measured"] = "winner_measured"
     metrics: dict[str, float | None]
     improvement: float
     p_value: float
 
 
-class WarningRaised(Event):
+class WarningRaised(OptimizationEvent):
     kind: Literal["warning"] = "warning"
     message: str
 
 
-class RunFinished(Event):
+class RunFinished(OptimizationEvent):
     kind: Literal["run_finished"] = "run_finished"
     status: Literal["completed", "failed", "cancelled", "budget_exhausted"]
     error: str | None = None

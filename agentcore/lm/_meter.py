@@ -1,7 +1,7 @@
 """Counts what every LM call cost, by stage, whichever thread or copy of an LM made it."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -120,6 +120,13 @@ class Meter:
 
     def __init__(self) -> None:
         self._sinks: dict[str, list[_Sink]] = {}
+
+    def start_from(self, spent: Mapping[str, Spend]) -> None:
+        """Add what earlier processes of the same run spent, by stage."""
+        for name, spend in spent.items():
+            sink = _Sink()
+            sink.spend = spend
+            self._sinks.setdefault(name, []).append(sink)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""`MlflowClient` in threads: bounded, with time limits of our own, its errors translated."""
+"""`MlflowClient`: bounded, with time limits of our own, its errors told apart."""
 
 import asyncio
 import atexit
@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,65 +23,86 @@ T = TypeVar("T")
 MAX_REQUESTS = 4
 
 
-class TrackingClient:
-    """Runs functions of an `MlflowClient` in daemon threads, at most four at once (one on SQLite)."""
+class Unreachable(TrackingError):
+    """No answer, or one that says: later."""
+
+
+class Held(TrackingError):
+    """The server refuses this client, whatever it sends: credentials, wrong address, deleted experiment."""
+
+
+class Rejected(TrackingError):
+    """The server refuses this request for good."""
+
+
+_REJECTIONS = frozenset(
+    {"INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST", "RESOURCE_ALREADY_EXISTS", "BAD_REQUEST"}
+)
+_REFUSALS = frozenset(
+    {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}
+)
+
+
+class Connection:
+    """One MLflow. Blocking, for use in threads: at most four requests are in flight, one on SQLite."""
 
     def __init__(self, config: MLflowConfig) -> None:
         self.config = config
+        self.local = config.tracking_uri.startswith("sqlite:")
+        self.slots = 1 if self.local else MAX_REQUESTS
+        self._slots = threading.BoundedSemaphore(self.slots)
         self._client: Any = None
-        self._gate: asyncio.Semaphore | None = None
-        self._gate_loop: asyncio.AbstractEventLoop | None = None
+        self._connecting = threading.Lock()
 
-    async def call(self, work: Callable[[Any], T]) -> T:
-        """`work(client)` in a thread.
+    def run(self, work: Callable[[Any], T]) -> T:
+        """`work(client)`.
 
         Raises:
-            TrackingError: the server or its stores can't be reached, or refuse.
+            Unreachable, Held, Rejected: see there; each is a `TrackingError`.
         """
-        slots = self._slots()
-        await slots.acquire()
-        sent = start_in_thread(lambda: self._translated(work))
-
-        def done(future: asyncio.Future[T]) -> None:
-            slots.release()
-            if not future.cancelled():
-                future.exception()  # whoever was cancelled meanwhile doesn't ask
-
-        sent.add_done_callback(done)
-        # A cancelled caller leaves its request under way: what is sent next must come after it.
-        return await asyncio.shield(sent)
-
-    def _slots(self) -> asyncio.Semaphore:
-        # A semaphore belongs to one event loop; a script may use the tracker from several in turn.
-        loop = asyncio.get_running_loop()
-        if self._gate is None or self._gate_loop is not loop:
-            local = self.config.tracking_uri.startswith("sqlite:")
-            self._gate, self._gate_loop = asyncio.Semaphore(1 if local else MAX_REQUESTS), loop
-        return self._gate
-
-    def _translated(self, work: Callable[[Any], T]) -> T:
         set_client_environment(self.config)
         import requests
         import sqlalchemy.exc
         from mlflow.exceptions import MlflowException
 
         try:
-            if self._client is None:
-                self._client = self._connect()
-            return work(self._client)
+            self.prepare()
+            with self._slots:
+                return work(self._client)
         except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
-            raise TrackingError(
-                f"MLflow at {shown_uri(self.config.tracking_uri)}: {self._explain(error)}"
-            ) from None
+            kind = self._kind(error)
+            raise kind(f"MLflow at {shown_uri(self.config.tracking_uri)}: {self._explain(error)}") from None
 
-    def _connect(self) -> Any:
-        from mlflow import MlflowClient
+    def prepare(self) -> None:
+        """Import MLflow and make a local store: what takes seconds and is no answer of a server's."""
+        with self._connecting:
+            if self._client is None:
+                set_client_environment(self.config)
+                from mlflow import MlflowClient
 
-        # Its first use of a new SQLite file would log every migration.
-        for name in ("alembic", "mlflow.store.db.utils"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        create_sqlite_store(self.config.tracking_uri)
-        return MlflowClient(tracking_uri=self.config.tracking_uri, registry_uri=self.config.registry_uri)
+                # Its first use of a new SQLite file would log every migration.
+                for name in ("alembic", "mlflow.store.db.utils"):
+                    logging.getLogger(name).setLevel(logging.WARNING)
+                create_sqlite_store(self.config.tracking_uri)
+                self._client = MlflowClient(
+                    tracking_uri=self.config.tracking_uri, registry_uri=self.config.registry_uri
+                )
+
+    def _kind(self, error: Exception) -> type[TrackingError]:
+        from mlflow.exceptions import MlflowException, RestException
+
+        if not isinstance(error, MlflowException):
+            return Unreachable
+        if error.error_code in _REFUSALS:
+            return Held
+        # A page that is not MLflow's JSON comes from something before it.
+        own = isinstance(error, RestException) or not self.config.tracking_uri.startswith("http")
+        if error.error_code not in _REJECTIONS or not own:
+            return Unreachable
+        # The server calls its own exhausted pool the client's fault.
+        database = error.error_code == "BAD_REQUEST" and "sqlalche.me" in str(error)
+        lasting = any(word in str(error) for word in ("IntegrityError", "DataError"))
+        return Unreachable if database and not lasting else Rejected
 
     def _explain(self, error: Exception) -> str:
         message = first_line(error)
@@ -91,6 +113,34 @@ class TrackingClient:
         elif "timed out" in str(error).lower():
             message = f"gave no answer within {self.config.request_timeout:g} s"
         return message
+
+
+class TrackingClient:
+    """A connection for the event loop: each call runs in a daemon thread."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    async def call(self, work: Callable[[Any], T]) -> T:
+        """`work(client)` in a thread; raises `TrackingError`."""
+        sent = start_in_thread(lambda: self.connection.run(work))
+        # Whoever was cancelled meanwhile doesn't ask; the request stays under way.
+        sent.add_done_callback(lambda future: future.cancelled() or future.exception())
+        return await asyncio.shield(sent)
+
+
+_connections: dict[str, Connection] = {}
+_lock = threading.Lock()
+
+
+def connection_to(config: MLflowConfig) -> Connection:
+    """The connection to a server, which all that use it in this process share with its bound."""
+    shared = config.model_dump(exclude={"experiment_name", "artifact_location"})
+    key = f"{shared} {os.getpid()}"
+    with _lock:
+        if key not in _connections:
+            _connections[key] = Connection(config)
+        return _connections[key]
 
 
 def create_sqlite_store(uri: str) -> None:
@@ -131,9 +181,10 @@ def set_client_environment(config: MLflowConfig) -> None:
         ConfigurationError: another configuration of this process has other credentials.
     """
     values = {
-        # Its defaults block for 4 to 20 minutes when the server is gone.
+        # Its defaults block for 4 to 20 minutes when the server is gone. One retry, since a pooled
+        # connection may be reset after a failed upload; all further ones are the delivery's.
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, round(config.request_timeout))),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         # A presigned URL names a host that a client outside of the stack's network can't reach.
         "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",

@@ -2,16 +2,10 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+
+from agentcore.journal import TrialPoint
 
 _INK, _MUTED, _ACCENT = "#1f2933", "#9aa5b1", "#0b7285"
-
-
-class TrialPoint(NamedTuple):
-    trial: int
-    score: float
-    best: float
-    full: bool
 
 
 def plot_trials(trials: Sequence[TrialPoint], path: Path) -> None:

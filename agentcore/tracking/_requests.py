@@ -1,32 +1,50 @@
-"""Requests of more than one call to an `MlflowClient`; they run in the client's threads."""
+"""What is asked of an `MlflowClient`, each request so that its repetition changes nothing."""
 
 import contextlib
 import json
 import logging
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from agentcore._version import __version__
-from agentcore.data import Dataset
-from agentcore.errors import TrackingError
+from agentcore.journal import DatasetUsed, MetricsLogged, ModelLogged, ParamsLogged, TagsSet
+from agentcore.tracking._client import Held
 from agentcore.tracking._program_files import read_manifest
 
 KEY_TAG = "agentcore.key"
+MODEL_TAG = "agentcore.model."
 _MAX_DIGEST = 36
 
 
-def create_run(client: Any, experiment_id: str, name: str, tags: dict[str, str]) -> str:
-    """Create a run once, also where the reply to the first request was lost."""
-    from mlflow.exceptions import MlflowException
+def create_run(
+    client: Any, experiment_id: str, name: str, tags: dict[str, str], start_ms: int, *, attempted: bool
+) -> str:
+    """Create a run once, also where the reply to an earlier request was lost.
 
-    try:
-        return str(client.create_run(experiment_id, run_name=name, tags=tags).info.run_id)
-    except MlflowException:
-        found = client.search_runs([experiment_id], f"tags.`{KEY_TAG}` = '{tags[KEY_TAG]}'", max_results=1)
-        if not found:
-            raise
-        return str(found[0].info.run_id)
+    Args:
+        attempted: an earlier request may have made it.
+    """
+    if attempted and (found := runs_of(client, experiment_id, tags[KEY_TAG])):
+        return found[0]
+    made = client.create_run(experiment_id, run_name=name, tags=tags, start_time=start_ms)
+    return str(made.info.run_id)
+
+
+def runs_of(client: Any, experiment_id: str, key: str) -> list[str]:
+    """The ids of the runs with a client's key."""
+    found = client.search_runs(
+        [experiment_id], f"tags.`{KEY_TAG}` = '{key}'", order_by=["attributes.start_time ASC"]
+    )
+    return sorted(run.info.run_id for run in found)
+
+
+def delete_doubles(client: Any, run_id: str, experiment_id: str, key: str) -> None:
+    """Delete the other runs with this key: a request without a reply made them later than we looked."""
+    for other in runs_of(client, experiment_id, key):
+        if other != run_id:
+            client.delete_run(other)
 
 
 def get_or_create_experiment(client: Any, name: str, artifact_location: str | None) -> str:
@@ -36,7 +54,7 @@ def get_or_create_experiment(client: Any, name: str, artifact_location: str | No
         experiment = client.get_experiment_by_name(name)
         if experiment is not None:
             if experiment.lifecycle_stage == "deleted":
-                raise TrackingError(
+                raise Held(
                     f"experiment {name!r} is deleted: restore it in MLflow, "
                     "or choose another MLFLOW_EXPERIMENT_NAME"
                 )
@@ -46,63 +64,109 @@ def get_or_create_experiment(client: Any, name: str, artifact_location: str | No
     return str(client.create_experiment(name, artifact_location=artifact_location))
 
 
-def log_inputs(client: Any, run_id: str, parts: Mapping[str, Dataset]) -> None:
-    from mlflow.entities import Dataset as DatasetEntity
-    from mlflow.entities import DatasetInput, InputTag
+def log_batch(client: Any, run_id: str, batch: Sequence[MetricsLogged | ParamsLogged | TagsSet]) -> None:
+    from mlflow.entities import Metric, Param, RunTag
+
+    metrics: list[Metric] = []
+    params: dict[str, str] = {}
+    tags: dict[str, str] = {}
+    for event in batch:
+        if isinstance(event, MetricsLogged):
+            metrics += [
+                Metric(name, value, event.timestamp_ms, event.step) for name, value in event.metrics.items()
+            ]
+        elif isinstance(event, ParamsLogged):
+            params |= event.params
+        else:
+            tags |= event.tags
+    client.log_batch(
+        run_id,
+        metrics=metrics,
+        params=[Param(name, value) for name, value in params.items()],
+        tags=[RunTag(name, value) for name, value in tags.items()],
+    )
+
+
+def log_inputs(client: Any, run_id: str, datasets: Sequence[DatasetUsed]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
     client.log_inputs(
         run_id,
         datasets=[
             DatasetInput(
-                DatasetEntity(
-                    name=part.name,
-                    digest=part.digest[:_MAX_DIGEST],
+                Dataset(
+                    name=item.name,
+                    digest=item.digest[:_MAX_DIGEST],
                     source_type="agentcore",
-                    source=json.dumps({"artifact": "training_data.json", "sha256": part.digest}),
-                    profile=json.dumps({"num_rows": len(part)}),
+                    source=json.dumps({"artifact": "training_data.json", "sha256": item.digest}),
+                    profile=json.dumps({"num_rows": item.rows}),
                 ),
-                tags=[InputTag("mlflow.data.context", context)],
+                tags=[InputTag("mlflow.data.context", item.context)],
             )
-            for context, part in parts.items()
+            for item in datasets
         ],
     )
 
 
-def log_model(
-    client: Any,
-    experiment_id: str,
-    run_id: str,
-    name: str,
-    program_files: Path,
-    scratch: Path,
-    default_lm: str | None,
-) -> str:
-    import dspy
-    from mlflow.entities import LoggedModelOutput
-    from mlflow.models import set_signature
+def log_model(client: Any, run_id: str, event: ModelLogged, program_files: Path, scratch: Path) -> str:
+    """Make a READY LoggedModel of a program's files, an output of the run; returns its id."""
+    from mlflow.entities import LoggedModelOutput, RunTag
+
+    run = client.get_run(run_id)
+    model = _logged_model(client, run.info.experiment_id, run_id, event.name)
+    if str(model.status) != "READY":
+        _write_model(event, program_files, scratch)
+        client.log_model_artifacts(model.model_id, str(scratch))
+        client.finalize_logged_model(model.model_id, "READY")
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if model.model_id not in [item.model_id for item in outputs]:
+        client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, 0)])
+    client.log_batch(run_id, tags=[RunTag(MODEL_TAG + event.name, model.model_id)])
+    return str(model.model_id)
+
+
+def _logged_model(client: Any, experiment_id: str, run_id: str, name: str) -> Any:
+    """The run's model of that name, made unless it is there already; doubles of a lost reply are deleted."""
+
+    def look() -> list[Any]:
+        named = f"source_run_id = '{run_id}' AND name = '{name}'"
+        found = client.search_logged_models([experiment_id], filter_string=named)
+        return sorted(found, key=lambda model: (str(model.status) != "READY", model.model_id))
+
+    if not (found := look()):
+        client.create_logged_model(
+            experiment_id, name=name, source_run_id=run_id, model_type="dspy", tags={"agentcore": __version__}
+        )
+        found = look()
+    first, *doubles = found
+    for double in doubles:
+        client.delete_logged_model(double.model_id)
+    return first
+
+
+def _write_model(event: ModelLogged, program_files: Path, directory: Path) -> None:
+    """An MLflow model of models-from-code over a program's files."""
+    from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
-    for pickle_file in program_files.glob("*.pkl"):
-        pickle_file.unlink()  # the served model has no use for it
     logging.getLogger("mlflow.pyfunc").addFilter(_without_signature_warning)
-    model = client.create_logged_model(
-        experiment_id, name=name, source_run_id=run_id, model_type="dspy", tags={"agentcore": __version__}
-    )
     save_model(
-        str(scratch),
+        str(directory),
         python_model=str(Path(__file__).with_name("_serving.py")),
-        artifacts={"program": str(program_files)},
-        model_config={"name": name, "lm": default_lm},
-        pip_requirements=[f"agentcore=={__version__}", f"dspy=={dspy.__version__}"],
+        model_config={"name": event.name, "lm": event.default_lm},
+        pip_requirements=event.requirements,
     )
-    signature = served_signature(read_manifest(program_files, name))
+    # save_model would copy files through a thread pool, which is closed when a script ends, and given a
+    # signature it would ask for an input example, whose prediction costs LM calls.
+    shutil.copytree(program_files, directory / "artifacts" / "program")
+    model = Model.load(str(directory))
+    model.flavors["python_function"]["artifacts"] = {
+        "program": {"path": "artifacts/program", "uri": event.name}
+    }
+    signature = served_signature(read_manifest(program_files, event.name))
     if signature is not None:
-        # Given to save_model, it would ask for an input example, whose prediction costs LM calls.
-        set_signature(str(scratch), signature)
-    client.log_model_artifacts(model.model_id, str(scratch))
-    client.finalize_logged_model(model.model_id, "READY")
-    client.log_outputs(run_id, models=[LoggedModelOutput(model.model_id, 0)])
-    return str(model.model_id)
+        model.signature = signature
+    model.save(str(directory / "MLmodel"))
 
 
 def _without_signature_warning(record: logging.LogRecord) -> bool:

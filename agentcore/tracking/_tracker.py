@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from agentcore._threads import run_in_thread
+from agentcore._version import __version__
 from agentcore.data import Dataset, Splits
 from agentcore.errors import ArtifactError
 from agentcore.evaluation import Comparison, EvaluationReport, PerformanceMetrics
-from agentcore.tracking._plots import TrialPoint, plot_comparison, plot_trials
-from agentcore.tracking._requests import (
-    log_inputs,
-    log_model,
-)
+from agentcore.journal import ModelLogged, TrialPoint
+from agentcore.tracking._entries import Draft
+from agentcore.tracking._requests import MODEL_TAG
 from agentcore.tracking._run_tracker import RunTracker, scratch
 from agentcore.tracking._runs import TrackedRun
 
@@ -24,8 +23,7 @@ PROGRAM_TAG = "agentcore.program."
 class MLflowTracker(RunTracker):
     """Logs an optimization to MLflow under the names that docs/architecture.md lists.
 
-    No method blocks the event loop; each raises `TrackingError` where MLflow can't be reached or refuses.
-    See `RunTracker` for the arguments.
+    No method blocks the event loop. See `RunTracker` for the arguments, and for what is raised.
     """
 
     # Figures
@@ -34,10 +32,11 @@ class MLflowTracker(RunTracker):
         self, metrics: PerformanceMetrics, *, measured: bool = False, run_id: str | None = None
     ) -> None:
         """`baseline_*`; with `measured`, `measured_baseline_*`, beside figures that the caller gave."""
-        await self._log_performance("measured_baseline_" if measured else "baseline_", metrics, run_id)
+        prefix = "measured_baseline_" if measured else "baseline_"
+        await self._log(self._run(run_id), self.entries.performance(prefix, metrics))
 
     async def log_optimized_metrics(self, metrics: PerformanceMetrics, *, run_id: str | None = None) -> None:
-        await self._log_performance("optimized_", metrics, run_id)
+        await self._log(self._run(run_id), self.entries.performance("optimized_", metrics))
 
     async def log_improvement_metrics(
         self,
@@ -56,19 +55,14 @@ class MLflowTracker(RunTracker):
             improvement_percentage: a fraction: 0.25 means 25%.
             statistical_significance: a p-value.
         """
-        values = {
-            "success_rate_improvement": optimized.success_rate - baseline.success_rate,
-            "quality_improvement": optimized.quality_score - baseline.quality_score,
-            "cost_reduction": _difference(baseline.avg_cost, optimized.avg_cost),
-            "latency_reduction_ms": _difference(baseline.avg_latency_ms, optimized.avg_latency_ms),
-            "improvement_percentage": improvement_percentage,
-            "statistical_significance": statistical_significance,
-        }
-        await self.log_metrics(values, run_id=run_id)
+        drafts = self.entries.improvement(
+            baseline, optimized, improvement_percentage, statistical_significance
+        )
+        await self._log(self._run(run_id), drafts)
 
     async def log_trial(self, trial: int, score: float, best: float, *, run_id: str | None = None) -> None:
         """`trial_score` and `best_score` at step `trial`."""
-        await self.log_metrics({"trial_score": score, "best_score": best}, step=trial, run_id=run_id)
+        await self._log(self._run(run_id), [*self.entries.trial(trial, score, best)])
 
     # Data, details, results
 
@@ -76,23 +70,7 @@ class MLflowTracker(RunTracker):
         self, data: Dataset, splits: Splits | None = None, *, run_id: str | None = None
     ) -> None:
         """`training_data.json`, and the data (or each split) as a run input with its digest."""
-        run = self._run(run_id)
-        content: dict[str, Any] = {
-            "name": data.name,
-            "digest": data.digest,
-            "input_fields": list(data.input_fields),
-            "examples": data.rows(),
-        }
-        parts: dict[str, Dataset] = {"training": data}
-        if splits is not None:
-            parts = splits._asdict()
-            content["splits"] = {
-                name: {"digest": part.digest, "examples": [item.digest for item in part]}
-                for name, part in parts.items()
-            }
-            content["example_digests"] = [item.digest for item in data]
-        await self._client.call(lambda client: log_inputs(client, run, parts))
-        await self.log_json("training_data.json", content, run_id=run)
+        await self._log(self._run(run_id), self.entries.training_data(data, splits))
 
     async def log_optimization_details(
         self, details: Mapping[str, Any], *, run_id: str | None = None
@@ -103,20 +81,7 @@ class MLflowTracker(RunTracker):
             details: `algorithm` (str), `parameters` (dict), `key_improvements` (list of str),
                 `iterations` (int), `duration_seconds` (float); each optional.
         """
-        run = self._run(run_id)
-        parameters = dict(details.get("parameters") or {})
-        await self.log_json(
-            "algorithm_parameters.json", {"algorithm": details.get("algorithm"), **parameters}, run_id=run
-        )
-        improvements = details.get("key_improvements") or ["No change was kept."]
-        await self._log_text("key_improvements.txt", "\n".join(improvements) + "\n", run)
-        await self.log_metrics(
-            {name: details.get(name) for name in ("iterations", "duration_seconds")}, run_id=run
-        )
-        await self.log_params(
-            {"algorithm": details.get("algorithm"), "optimization_time": details.get("duration_seconds")},
-            run_id=run,
-        )
+        await self._log(self._run(run_id), self.entries.details(details))
 
     async def log_evaluation(
         self,
@@ -128,50 +93,11 @@ class MLflowTracker(RunTracker):
         run_id: str | None = None,
     ) -> None:
         """`test_examples.json`: every test example with both predictions and scores, and which flipped."""
-        run = self._run(run_id)
-        rows = [
-            {
-                "inputs": item.inputs,
-                "labels": item.labels,
-                "baseline": before.as_dict(),
-                "optimized": after.as_dict(),
-            }
-            for item, before, after in zip(test, baseline.records, optimized.records, strict=True)
-        ]
-        content = {
-            "success_threshold": baseline.success_threshold,
-            "fixed": list(comparison.fixed),
-            "broken": list(comparison.broken),
-            "examples": rows,
-        }
-        await self.log_json("test_examples.json", content, run_id=run)
+        await self._log(self._run(run_id), self.entries.evaluation(test, baseline, optimized, comparison))
 
     async def log_result(self, result: Any, *, run_id: str | None = None) -> None:
         """All figures of an `OptimizationResult`, and its details."""
-        run = self._run(run_id)
-        await self.log_baseline_metrics(result.baseline_performance, run_id=run)
-        if result.measured_baseline != result.baseline_performance:
-            await self.log_baseline_metrics(result.measured_baseline, measured=True, run_id=run)
-        await self.log_optimized_metrics(result.optimized_performance, run_id=run)
-        await self.log_improvement_metrics(
-            result.measured_baseline,
-            result.optimized_performance,
-            improvement_percentage=result.improvement_percentage,
-            statistical_significance=result.statistical_significance,
-            run_id=run,
-        )
-        await self.log_optimization_details(result.optimization_details, run_id=run)
-        await self.log_metrics(
-            {
-                "improvement_low": result.interval[0],
-                "improvement_high": result.interval[1],
-                "smallest_detectable_gain": result.smallest_detectable_gain,
-                "lm_calls": result.spend.calls,
-                "total_tokens": result.spend.total_tokens,
-                "cost_usd": result.spend.cost_usd,
-            },
-            run_id=run,
-        )
+        await self._log(self._run(run_id), self.entries.result(result))
 
     async def log_plots(
         self,
@@ -182,24 +108,8 @@ class MLflowTracker(RunTracker):
         *,
         run_id: str | None = None,
     ) -> None:
-        """`plots/trials.png` and `plots/comparison.png`."""
-
-        def draw(directory: Path) -> None:
-            if trials:
-                plot_trials(trials, directory / "trials.png")
-            plot_comparison(
-                baseline,
-                optimized,
-                comparison.interval,
-                comparison.p_value,
-                comparison.examples,
-                directory / "comparison.png",
-            )
-
-        run = self._run(run_id)
-        with scratch() as directory:
-            await run_in_thread(lambda: draw(directory))
-            await self._client.call(lambda client: client.log_artifacts(run, str(directory), "plots"))
+        """`plots/trials.png` and `plots/comparison.png`, drawn when they are delivered."""
+        await self._log(self._run(run_id), self.entries.plots(trials, baseline, optimized, comparison))
 
     # Models
 
@@ -213,9 +123,9 @@ class MLflowTracker(RunTracker):
         default_lm: str | None = None,
         as_logged_model: bool = True,
         run_id: str | None = None,
-    ) -> str | None:
-        """Keep a `dspy.Module` as `models/{artifact_name}.*` and as an MLflow LoggedModel; returns the
-        LoggedModel's id.
+    ) -> None:
+        """Keep a `dspy.Module` as `models/{artifact_name}.*` and as an MLflow LoggedModel, whose id
+        `model_id` tells once it is delivered.
 
         State and manifest are JSON; the pickle beside them holds no LM and no key. Their digests also stand
         on the run as a tag, in another store than the files.
@@ -226,31 +136,64 @@ class MLflowTracker(RunTracker):
             default_lm: the LM's name that the served model uses where AGENTCORE_LM is not set.
             as_logged_model: False keeps the files only.
         """
+        run = self._run(run_id)
+        drafts = await self.model_drafts(
+            model,
+            artifact_name,
+            metadata,
+            program_path=program_path,
+            default_lm=default_lm,
+            as_logged_model=as_logged_model,
+        )
+        await self._log(run, drafts)
+
+    async def model_drafts(
+        self,
+        model: Any,
+        artifact_name: str,
+        metadata: Mapping[str, Any] | None,
+        *,
+        program_path: str | None,
+        default_lm: str | None = None,
+        as_logged_model: bool = True,
+    ) -> list[Draft]:
+        """The entries of a model; see `log_model_artifact`."""
+        import dspy
+
         from agentcore.tracking._program_files import save_program
 
-        run = self._run(run_id)
-        with scratch() as directory:
-            files = directory / "program"
-            digests = await run_in_thread(
-                lambda: save_program(
+        def save() -> tuple[dict[str, str], list[Draft]]:
+            with scratch() as directory:
+                digests = save_program(
                     model,
-                    files,
+                    directory,
                     artifact_name,
                     metadata=metadata,
                     program_path=program_path,
                     secrets=self.secrets,
                 )
-            )
-            await self._client.call(lambda client: client.log_artifacts(run, str(files), "models"))
-            await self.set_tags({PROGRAM_TAG + artifact_name: json.dumps(digests)}, run_id=run)
-            if not as_logged_model:
-                return None
-            experiment_id = (await self.get_run(run)).experiment_id
-            return await self._client.call(
-                lambda client: log_model(
-                    client, experiment_id, run, artifact_name, files, directory / "pyfunc", default_lm
+                files: list[Draft] = []
+                for name in digests:
+                    files += self.entries.written(f"models/{name}", (directory / name).read_bytes())
+                return digests, files
+
+        digests, drafts = await run_in_thread(save)
+        drafts += self.entries.tags({PROGRAM_TAG + artifact_name: json.dumps(digests)})
+        if as_logged_model:
+            drafts.append(
+                ModelLogged(
+                    name=artifact_name,
+                    # The served model has no use for the pickle.
+                    files={name: sha for name, sha in digests.items() if not name.endswith(".pkl")},
+                    requirements=[f"agentcore=={__version__}", f"dspy=={dspy.__version__}"],
+                    default_lm=default_lm,
                 )
             )
+        return drafts
+
+    async def model_id(self, run_id: str, artifact_name: str = "optimized_model") -> str | None:
+        """The id of a run's LoggedModel (`models:/{id}`); None where it has none."""
+        return (await self.get_run(run_id)).tags.get(MODEL_TAG + artifact_name)
 
     async def load_model_artifact(
         self,
@@ -294,11 +237,6 @@ class MLflowTracker(RunTracker):
             digests = await self._fetch_model(run_id, artifact_name, directory)
             return read_prompt(directory, artifact_name, digests)
 
-    async def _log_performance(self, prefix: str, metrics: PerformanceMetrics, run_id: str | None) -> None:
-        await self.log_metrics(
-            {prefix + name: value for name, value in metrics.model_dump().items()}, run_id=run_id
-        )
-
     async def _fetch_model(
         self, run_id: str, artifact_name: str, directory: Path, *, with_pickle: bool = False
     ) -> dict[str, str]:
@@ -312,11 +250,7 @@ class MLflowTracker(RunTracker):
         for filename in digests:
             if with_pickle or not filename.endswith(".pkl"):
                 # A local store hands out its own file instead of a copy.
-                stored = await self._download(run_id, f"models/{filename}", directory)
+                stored = await self._download(run.run_id, f"models/{filename}", directory)
                 if stored != directory / filename:
                     shutil.copyfile(stored, directory / filename)
         return digests
-
-
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else before - after

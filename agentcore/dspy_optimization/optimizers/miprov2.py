@@ -1,6 +1,7 @@
 """MIPROv2 (Opsahl-Ong et al. 2024, arXiv 2406.11695): instructions and demonstrations searched together."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import dspy
@@ -101,6 +102,38 @@ class _Compiler(dspy.MIPROv2):
         self._task = task
         self._examples: Mapping[int, Example] = {id(item.dspy): item for item in task.validation}
 
+    def _bootstrap_fewshot_examples(self, *arguments: Any, **named: Any) -> Any:
+        return self._step(
+            "demos", super()._bootstrap_fewshot_examples, arguments, named, _dump_demos, _load_demos
+        )
+
+    def _propose_instructions(self, *arguments: Any, **named: Any) -> Any:
+        return self._step(
+            "instructions", super()._propose_instructions, arguments, named, _by_text, _by_index
+        )
+
+    def _step(
+        self,
+        name: str,
+        make: Callable[..., Any],
+        arguments: Any,
+        named: Any,
+        dump: Callable[[Any], Any],
+        load: Callable[[Any], Any],
+    ) -> Any:
+        """A step's outcome with the state in which it leaves the random numbers, on which the next draws."""
+
+        def store(made: Any) -> dict[str, Any]:
+            version, internal, gauss = self.rng.getstate()
+            return {"made": None if made is None else dump(made), "rng": [version, list(internal), gauss]}
+
+        def restore(stored: dict[str, Any]) -> Any:
+            version, internal, gauss = stored["rng"]
+            self.rng.setstate((version, tuple(internal), gauss))
+            return None if stored["made"] is None else load(stored["made"])
+
+        return self._task.step_blocking(name, lambda: make(*arguments, **named), store, restore)
+
     def _optimize_prompt_parameters(
         self,
         program: Any,
@@ -138,6 +171,31 @@ class _Compiler(dspy.MIPROv2):
             minibatch_full_eval_steps,
             seed,
         )
+
+
+def _by_index(stored: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(index): value for index, value in stored.items()}
+
+
+def _by_text(made: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(index): value for index, value in made.items()}
+
+
+def _dump_demos(candidates: Mapping[int, Any]) -> dict[str, Any]:
+    """Demonstrations as JSON values; what JSON can't hold becomes text."""
+    sets = {
+        index: [[item.toDict() for item in demos] for demos in per_predictor]
+        for index, per_predictor in candidates.items()
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(sets, default=str))
+    return plain
+
+
+def _load_demos(stored: Mapping[str, Any]) -> dict[int, Any]:
+    return {
+        index: [[dspy.Example(**item) for item in demos] for demos in per_predictor]
+        for index, per_predictor in _by_index(stored).items()
+    }
 
 
 def _full_evaluations(num_trials: int, steps: int) -> int:

@@ -1,0 +1,223 @@
+"""`agentcore sync` and `agentcore journal`."""
+
+import signal
+import threading
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from agentcore.cli._console import err, out, quiet_libraries, tracking_config
+from agentcore.errors import ConfigurationError, JournalError, TrackingError
+
+journal = typer.Typer(
+    name="journal",
+    help="Look into the journal: what happened to each run, and what MLflow still lacks.",
+    no_args_is_help=True,
+)
+
+_POLL_SECONDS = 2.0
+_DAY_MS = 86_400_000
+
+
+def sync(
+    watch: Annotated[bool, typer.Option("--watch", help="Go on delivering until stopped.")] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, help="Seconds after which to give up [default: while it progresses]."),
+    ] = None,
+) -> None:
+    """Deliver to MLflow what waits in the journal: of runs that were killed, or whose server was away."""
+    from agentcore.journal import open_journal
+    from agentcore.tracking import delivery_for, limit_exit
+
+    quiet_libraries()
+    limit_exit(None)
+    home = open_journal()
+    delivery = delivery_for(home, tracking_config())
+    if watch:
+        _watch(home, delivery)
+        return
+    count, runs = _deliver(home, delivery, timeout)
+    if runs:
+        out.print(f"delivered {count:,} entries of {_runs(runs)} to {delivery.destination}", soft_wrap=True)
+    else:
+        out.print(f"nothing waits for {delivery.destination}", soft_wrap=True)
+    for other, number in _elsewhere(home, delivery.destination).items():
+        err.print(
+            f"[yellow]note:[/] {_runs(number)} {'waits' if number == 1 else 'wait'} for {other}: "
+            "set MLFLOW_TRACKING_URI to it, and sync again",
+            soft_wrap=True,
+        )
+
+
+def _deliver(home: Any, delivery: Any, timeout: float | None) -> tuple[int, int]:
+    """Deliver all that waits; how many entries of how many runs."""
+    from agentcore.tracking import mark_interrupted
+
+    for item in mark_interrupted(home, delivery.destination):
+        err.print(
+            f"[yellow]note:[/] the process of run {item.name} died. "
+            f"Go on with it: agentcore resume {item.id[:8]}",
+            soft_wrap=True,
+        )
+    waiting = {item.id: item.waiting for item in home.waiting(delivery.destination)}
+    refused = {stream: len(home.rejected(stream)) for stream in waiting}
+    delivery.deliver_backlog()
+    delivery.flush(waiting, timeout=timeout, patience=10.0)
+    for stream in waiting:
+        for seq, reason in home.rejected(stream)[refused[stream] :]:
+            err.print(
+                f"[yellow]note:[/] entry {seq} of run {stream[:8]} was refused for good: {reason}",
+                soft_wrap=True,
+            )
+    return sum(waiting.values()), len(waiting)
+
+
+def _elsewhere(home: Any, destination: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for item in home.streams():
+        if item.waiting and item.destination != destination:
+            found[item.destination] = found.get(item.destination, 0) + 1
+    return found
+
+
+def _watch(home: Any, delivery: Any) -> None:
+    """Deliver whatever comes, say when that changes, and end on SIGTERM or Ctrl-C with what was begun."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    out.print(f"delivering to {delivery.destination} (Ctrl-C ends it)", soft_wrap=True)
+    told: str | None = None
+    while not stop.is_set():
+        try:
+            count, runs = _deliver(home, delivery, _POLL_SECONDS)
+        except (TrackingError, JournalError) as error:
+            if str(error) != told:
+                told = str(error)
+                err.print(f"[yellow]note:[/] {told}", soft_wrap=True)
+        else:
+            told = None
+            if runs:
+                out.print(f"{_now()} delivered {count:,} entries of {_runs(runs)}", soft_wrap=True)
+            home.prune(_keep_until())
+        stop.wait(_POLL_SECONDS)
+    delivery.stop()
+    out.print("stopped; what is not delivered stays in the journal")
+
+
+def _keep_until(days: float | None = None) -> int:
+    from agentcore.settings import Settings
+
+    keep = Settings().journal_keep_days if days is None else days
+    return round(time.time() * 1000 - keep * _DAY_MS)
+
+
+@journal.command("ls")
+def ls(
+    limit: Annotated[int, typer.Option(min=1, help="How many runs, newest first.")] = 20,
+) -> None:
+    """List the journal's runs, and what MLflow still lacks of each."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from agentcore.journal import open_journal
+
+    home = open_journal()
+    found = home.streams()
+    if not found:
+        out.print(f"the journal at {home.home} is empty", soft_wrap=True)
+        return
+    several = len({item.destination for item in found}) > 1
+    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
+    for column in ("id", "state", "entries", "waiting", "created, UTC"):
+        table.add_column(
+            column, justify="right" if column in ("entries", "waiting") else "left", no_wrap=True
+        )
+    table.add_column("run", overflow="fold")
+    if several:
+        table.add_column("for", overflow="fold")
+    for item in found[:limit]:
+        table.add_row(
+            item.id[:8],
+            _state(item),
+            f"{item.last_seq:,}",
+            f"{item.waiting:,}" if item.waiting else "",
+            _time(item.created_ms),
+            escape(item.name),
+            *([escape(item.destination)] if several else []),
+        )
+    out.print(table)
+    out.print(f"in {home.home}", soft_wrap=True)
+
+
+@journal.command("show")
+def show(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or its start.")],
+    limit: Annotated[int, typer.Option(min=0, help="How many of the last events.")] = 20,
+) -> None:
+    """Show a run's events, and why MLflow doesn't have them all."""
+    from rich.markup import escape
+
+    from agentcore.journal import open_journal
+
+    home = open_journal()
+    found = home.find(run_id.removeprefix("local-"))
+    if len(found) != 1:
+        what = f"{len(found)} runs start with" if found else "the journal has no run"
+        raise ConfigurationError(f"{what} {run_id!r}. List them with: agentcore journal ls")
+    (item,) = found
+    out.print(f"[bold]{escape(item.name)}[/]  {_state(item)}  {item.id}")
+    out.print(
+        f"for {escape(item.destination)}, MLflow's id {item.tracking_id or 'not known yet'}", soft_wrap=True
+    )
+    out.print(f"{item.last_seq:,} entries, {item.waiting:,} waiting")
+    for seq, reason in home.rejected(item.id):
+        out.print(f"[yellow]refused:[/] entry {seq}: {escape(reason)}", soft_wrap=True)
+    for entry in home.read(item.id, max(0, item.last_seq - limit)):
+        body = entry.event.model_dump(
+            exclude={"schema_version", "timestamp_ms", "kind", "optimization_id"}, exclude_none=True
+        )
+        text = " ".join(f"{name}={value}" for name, value in body.items())
+        kind = getattr(entry.event, "kind", "")
+        mark = " " if entry.seq <= item.delivered else "·"
+        out.print(
+            f"{mark}{entry.seq:>6} {_time(entry.event.timestamp_ms)} {kind:<18} {escape(text[:100])}",
+            soft_wrap=True,
+        )
+
+
+@journal.command("prune")
+def prune(
+    older_than: Annotated[
+        float | None,
+        typer.Option(min=0, help="Days since their last change [default: AGENTCORE_JOURNAL_KEEP_DAYS or 7]."),
+    ] = None,
+) -> None:
+    """Remove runs that have ended and that MLflow has; what waits is never removed."""
+    from agentcore.journal import open_journal
+
+    home = open_journal()
+    removed = home.prune(_keep_until(older_than))
+    out.print(f"removed {_runs(len(removed))} from {home.home}", soft_wrap=True)
+
+
+def _state(item: Any) -> str:
+    if item.interrupted:
+        return "resumable"
+    if item.finished:
+        return "ended"
+    return {"yes": "running", "unknown": "running?", "no": "open"}[item.working]
+
+
+def _runs(count: int) -> str:
+    return "1 run" if count == 1 else f"{count} runs"
+
+
+def _time(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%m-%d %H:%M:%S")
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%H:%M:%S")

@@ -1,0 +1,121 @@
+"""Going on with a run whose process died, or that failed or was stopped."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentcore.data import Dataset, Example, Splits
+from agentcore.dspy_optimization._history import History
+from agentcore.dspy_optimization._prepare import Job
+from agentcore.errors import ConfigurationError, DataError
+from agentcore.journal import Journal, Lease, Stream, open_journal
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run of the journal that can be gone on with, under its lease."""
+
+    stream: Stream
+    lease: Lease
+    history: History
+    spec: dict[str, Any]
+    data: Dataset
+    splits: Splits
+
+
+def find_unfinished(run_id: str) -> tuple[Journal, Stream, History]:
+    """The run that has this id, or the start of it: the journal's, MLflow's or a local one. Blocking.
+
+    Raises:
+        ConfigurationError: there is none or more than one, it is no optimization, or it has finished.
+    """
+    journal = open_journal()
+    found = journal.find(run_id.removeprefix("local-"))
+    if len(found) > 1:
+        raise ConfigurationError(f"{len(found)} runs start with {run_id!r}: give more of the id")
+    if not found:
+        raise ConfigurationError(
+            f"the journal at {journal.home} has no run {run_id!r}. List its runs with: agentcore journal ls"
+        )
+    (stream,) = found
+    history = History.of(entry.event for entry in journal.read(stream.id))
+    if stream.kind != "optimization" or history.job is None:
+        raise ConfigurationError(f"run {run_id} is no optimization: there is nothing to resume")
+    if history.finished is not None and history.finished.status in ("completed", "budget_exhausted"):
+        raise ConfigurationError(f"run {run_id} has finished. See it with: agentcore show {run_id[:8]}")
+    return journal, stream, history
+
+
+def take_over(run_id: str) -> Unfinished:
+    """Find an unfinished run and get its lease. Blocking.
+
+    Raises:
+        ConfigurationError: see `find_unfinished`; or another process is working on it.
+    """
+    journal, stream, history = find_unfinished(run_id)
+    assert history.job is not None  # a run without one is not found
+    lease = journal.acquire(stream.id, "work").result()
+    if lease is None:
+        raise ConfigurationError(
+            f"another process is working on run {run_id}; if it died on another machine, wait for its lease "
+            "to run out (30 s) and try again"
+        )
+    try:
+        # What its last owner wrote before the lease changed hands belongs to it.
+        history = History.of(entry.event for entry in journal.read(stream.id))
+        assert history.job is not None
+        content = json.loads(journal.payloads.get(history.job.data))
+        data, splits = _data(content, run_id)
+    except BaseException:
+        journal.release(lease).result()
+        raise
+    return Unfinished(stream, lease, history, history.job.spec, data, splits)
+
+
+def _data(content: Mapping[str, Any], run_id: str) -> tuple[Dataset, Splits]:
+    data = Dataset.from_rows(
+        content["examples"],
+        input_fields=content["input_fields"],
+        name=content["name"],
+        description=content["description"],
+    )
+    if data.digest != content["digest"]:
+        raise DataError(
+            f"the examples of run {run_id} are not whole in the journal (a secret was cut out of them): "
+            "it can't be resumed; start a new one"
+        )
+    by_digest: dict[str, list[Example]] = {}
+    for item in data:
+        by_digest.setdefault(item.digest, []).append(item)
+    parts = [
+        data.part(name, [by_digest[digest][0] for digest in content["splits"][name]["examples"]])
+        for name in Splits._fields
+    ]
+    return data, Splits(*parts)
+
+
+_NAMES = {
+    "program": "the program",
+    "metric": "the metric",
+    "lm": "the language model",
+    "prompt_lm": "the model that proposes instructions",
+    "optimizer": "the optimizer",
+    "splits": "the examples",
+    "seed": "the seed",
+}
+
+
+def check_same(job: Job, spec: Mapping[str, Any], run_id: str) -> None:
+    """Raise `ConfigurationError` where the resumed run would be another one."""
+    own = json.loads(json.dumps(job.spec()))
+    for key, name in _NAMES.items():
+        if own[key] != spec[key]:
+            raise ConfigurationError(
+                f"run {run_id} can't be resumed: {name} differs. It was started with {_text(spec[key])}, "
+                f"this is {_text(own[key])}"
+            )
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

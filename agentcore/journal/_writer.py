@@ -1,0 +1,230 @@
+"""The one thread that writes a journal: what waits at the same time shares one durable commit."""
+
+import contextlib
+import itertools
+import queue
+import threading
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from agentcore.errors import JournalError, LeaseLostError
+from agentcore.journal._schema import commits, events, explain, leases, payload_refs, streams
+
+_MAX_GROUP = 2000
+_RETRY_SECONDS = 60.0
+"""How long a journal in Postgres may be away, say for a restart, before a write is an error."""
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to work on a stream in one role, until it is released or runs out."""
+
+    stream: str
+    role: str
+    epoch: int
+
+
+@dataclass
+class Append:
+    """Events of one stream, as rows."""
+
+    stream: str
+    rows: Sequence[tuple[str, str]]
+    """Kind and JSON of each event."""
+    payloads: Sequence[str] = ()
+    finished: bool | None = None
+    lease: Lease | None = None
+
+
+Work = Callable[[Connection], Any]
+
+
+@dataclass
+class _Item:
+    work: Append | Work
+    done: "Future[Any]" = field(default_factory=Future)
+
+
+class Writer:
+    """Applies appends and other changes in the order in which they were submitted. Thread-safe."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine.execution_options(writes=True)
+        self._shared = engine.dialect.name == "postgresql"
+        self._id = uuid.uuid4().hex
+        self._number = 0
+        self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="agentcore-journal", daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Append | Work) -> "Future[Any]":
+        """A future that is done once the change is durable: an append's is its last sequence number, other
+        work's is what it returns."""
+        item = _Item(work)
+        if self._closed:
+            item.done.set_exception(JournalError("the journal is closed"))
+        else:
+            self._queue.put(item)
+        return item.done
+
+    def close(self) -> None:
+        """Write what is queued and end the thread."""
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            group, ended = [first], False
+            while len(group) < _MAX_GROUP:
+                try:
+                    item = self._queue.get_nowait()
+                except queue.Empty:
+                    break
+                if item is None:
+                    ended = True
+                    break
+                group.append(item)
+            self._write([item for item in group if item.done.set_running_or_notify_cancel()])
+            if ended:
+                return
+
+    def _write(self, group: list[_Item]) -> None:
+        try:
+            outcomes = self._durably(group)
+        except BaseException as error:  # noqa: BLE001 - handed to everyone who waits
+            failure = error
+            if isinstance(error, sa.exc.SQLAlchemyError):
+                failure = JournalError(f"the journal can't be written: {explain(error)}")
+            outcomes = [failure] * len(group)
+        for item, outcome in zip(group, outcomes, strict=True):
+            if isinstance(outcome, BaseException):
+                item.done.set_exception(outcome)
+            else:
+                item.done.set_result(outcome)
+
+    def _durably(self, group: list[_Item]) -> list[Any]:
+        """One transaction, again where a shared database was away; never twice, though a reply be lost."""
+        deadline = time.monotonic() + _RETRY_SECONDS
+        self._number += 1
+        outcomes: list[Any] | None = None
+        for attempt in itertools.count():
+            try:
+                if outcomes is not None and self._was_committed():
+                    return outcomes
+                outcomes = None
+                with self._engine.begin() as connection:
+                    outcomes = self._apply(connection, group)
+                    self._mark(connection)
+                return outcomes
+            except (sa.exc.OperationalError, sa.exc.InterfaceError):
+                if not self._shared or time.monotonic() > deadline:
+                    raise
+                time.sleep(min(2.0, 0.1 * 2**attempt))
+        raise AssertionError("unreachable")
+
+    def _mark(self, connection: Connection) -> None:
+        if self._shared:
+            changed = connection.execute(
+                commits.update().where(commits.c.writer == self._id).values(number=self._number)
+            )
+            if not changed.rowcount:
+                connection.execute(commits.insert().values(writer=self._id, number=self._number))
+
+    def _was_committed(self) -> bool:
+        with self._engine.connect() as connection:
+            found = connection.execute(
+                sa.select(commits.c.number).where(commits.c.writer == self._id)
+            ).scalar()
+        return found == self._number
+
+    def _apply(self, connection: Connection, group: list[_Item]) -> list[Any]:
+        outcomes: list[Any] = []
+        for appends, items in itertools.groupby(group, key=lambda item: isinstance(item.work, Append)):
+            if appends:
+                outcomes += _append(connection, [item.work for item in items])  # type: ignore[misc]
+            else:
+                outcomes += [_outcome(connection, item.work) for item in items]  # type: ignore[arg-type]
+        return outcomes
+
+
+def _outcome(connection: Connection, work: Work) -> Any:
+    try:
+        with connection.begin_nested():
+            return work(connection)
+    except (JournalError, sa.exc.IntegrityError) as error:
+        return error
+
+
+def _append(connection: Connection, appends: list[Append]) -> list[Any]:
+    by_stream: dict[str, list[int]] = defaultdict(list)
+    for index, item in enumerate(appends):
+        by_stream[item.stream].append(index)
+    outcomes: list[Any] = [None] * len(appends)
+    rows: list[dict[str, Any]] = []
+    for stream, indices in by_stream.items():
+        held = _epochs(connection, stream) if any(appends[index].lease for index in indices) else {}
+        allowed = []
+        for index in indices:
+            lease = appends[index].lease
+            if lease is None or held.get(lease.role) == lease.epoch:
+                allowed.append(index)
+            else:
+                outcomes[index] = LeaseLostError(
+                    f"run {stream} was taken over by another process: this one stops"
+                )
+        _number(connection, stream, [appends[index] for index in allowed], allowed, outcomes, rows)
+    if rows:
+        connection.execute(events.insert(), rows)
+    refs = {(item.stream, name) for item in appends for name in item.payloads}
+    for stream, name in sorted(refs):
+        with contextlib.suppress(sa.exc.IntegrityError), connection.begin_nested():
+            connection.execute(payload_refs.insert().values(stream=stream, sha256=name))
+    return outcomes
+
+
+def _number(
+    connection: Connection,
+    stream: str,
+    appends: list[Append],
+    indices: list[int],
+    outcomes: list[Any],
+    rows: list[dict[str, Any]],
+) -> None:
+    """Give a stream's new events their numbers."""
+    total = sum(len(item.rows) for item in appends)
+    if not appends:
+        return
+    values: dict[str, Any] = {"last_seq": streams.c.last_seq + total, "changed_ms": now_ms()}
+    ends = [item.finished for item in appends if item.finished is not None]
+    if ends:
+        values["finished"] = ends[-1]
+    statement = streams.update().where(streams.c.id == stream).values(**values)
+    last = connection.execute(statement.returning(streams.c.last_seq)).scalar()
+    if last is None:
+        for index in indices:
+            outcomes[index] = JournalError(f"the journal has no run {stream}")
+        return
+    numbers: Iterator[int] = iter(range(last - total + 1, last + 1))
+    for index, item in zip(indices, appends, strict=True):
+        for kind, body in item.rows:
+            rows.append({"stream": stream, "seq": (seq := next(numbers)), "kind": kind, "body": body})
+            outcomes[index] = seq
+
+
+def _epochs(connection: Connection, stream: str) -> dict[str, int]:
+    found = connection.execute(sa.select(leases.c.role, leases.c.epoch).where(leases.c.stream == stream))
+    return {row.role: row.epoch for row in found}
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

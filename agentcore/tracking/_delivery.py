@@ -1,0 +1,328 @@
+"""Delivery: follows the journal to one MLflow in the background, at its own pace."""
+
+import atexit
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from agentcore.errors import AgentCoreError, JournalError, LeaseLostError, TrackingError, first_line
+from agentcore.journal import Journal
+from agentcore.settings import MLflowConfig, shown_uri
+from agentcore.tracking._client import Connection, Held, connection_to
+from agentcore.tracking._sender import Sender
+
+_logger = logging.getLogger("agentcore")
+
+_FIRST_PAUSE = 0.5
+_LONGEST_PAUSE = 30.0
+_TAKEN_PAUSE = 1.0
+"""When to ask again for a run that another process delivers."""
+_POLL = 1.0
+
+
+@dataclass
+class _Failure:
+    """What stands in the way of a run's delivery."""
+
+    error: TrackingError
+    count: int
+    at: float
+    """`time.monotonic()` of the last attempt."""
+
+    @property
+    def pause(self) -> float:
+        if isinstance(self.error, Held):
+            return _LONGEST_PAUSE
+        return float(min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (self.count - 1)))
+
+
+class Delivery:
+    """Threads that bring the runs of one destination to it: in order within a run, several runs at once.
+
+    Each run is delivered under a lease, so that it is safe beside `agentcore sync` and other processes.
+    Failures are tried again, with pauses that grow to 30 s; what waits stays in the journal.
+    """
+
+    def __init__(self, journal: Journal, config: MLflowConfig) -> None:
+        self.journal = journal
+        self.destination = destination_of(config)
+        self.own: set[str] = set()
+        """Runs that this process writes to."""
+        self._connection: Connection = connection_to(config)
+        self._due: dict[str, float] = {}
+        self._active: set[str] = set()
+        self._failures: dict[str, _Failure] = {}
+        self._changed = threading.Condition()
+        self._threads: list[threading.Thread] = []
+        self._ready = False
+        self._stopping = False
+
+    # From any thread
+
+    def notify(self, stream: str) -> None:
+        """Something was appended to this process's `stream`."""
+        with self._changed:
+            self.own.add(stream)
+            self._due.setdefault(stream, 0.0)
+            self._start()
+            self._changed.notify_all()
+
+    def deliver_backlog(self) -> list[str]:
+        """Take on the runs that wait for this destination, but for those of a process that works on them and
+        sees to them itself; returns their ids."""
+        found = [item.id for item in self.journal.waiting(self.destination) if item.working != "yes"]
+        with self._changed:
+            for stream in found:
+                self._due.setdefault(stream, 0.0)
+            if found:
+                self._start()
+            self._changed.notify_all()
+        return found
+
+    def problem(self, stream: str | None = None) -> str | None:
+        """Why a run (or any) is not delivered at present."""
+        with self._changed:
+            if stream is not None:
+                failure = self._failures.get(stream)
+                return str(failure.error) if failure else None
+            return next((str(item.error) for item in self._failures.values()), None)
+
+    def wait_for_run(self, stream: str, seconds: float) -> str | None:
+        """The run's id once the server has made it; None if it fails, or doesn't answer within `seconds`,
+        counted from when MLflow is imported.
+
+        Raises:
+            Held: the server refuses this client.
+        """
+        deadline: float | None = None
+        while True:
+            known = self.journal.stream(stream)
+            if known is not None and known.tracking_id is not None:
+                return known.tracking_id
+            with self._changed:
+                failure = self._failures.get(stream)
+                if failure is not None and isinstance(failure.error, Held):
+                    raise failure.error
+                if failure is not None:
+                    return None
+                now = time.monotonic()
+                if deadline is None and self._ready:
+                    deadline = now + seconds
+                if deadline is not None and now >= deadline:
+                    return None
+                self._changed.wait(0.05 if deadline is None else min(0.05, deadline - now))
+
+    def flush(
+        self, streams: Iterable[str] | None = None, *, timeout: float | None = None, patience: float = 3.0
+    ) -> None:
+        """Wait until runs are delivered.
+
+        Args:
+            streams: their ids; default: those that this process wrote to.
+            timeout: seconds after which to give up; None waits as long as something is delivered.
+            patience: seconds for which nothing but failures is borne.
+
+        Raises:
+            TrackingError: not everything was delivered; it stays in the journal.
+        """
+        wanted = set(self.own if streams is None else streams)
+        began = time.monotonic()
+        self._hurry(wanted)
+        while left := self._left(wanted):
+            now = time.monotonic()
+            with self._changed:
+                failing = [self._failures.get(stream) for stream in left]
+            fresh = [item for item in failing if item is not None and item.at > began]
+            given_up = any(isinstance(item.error, Held) for item in fresh) or (
+                len(fresh) == len(left) and now - began > patience
+            )
+            if given_up or (timeout is not None and now - began > timeout):
+                raise self._undelivered(left, fresh[0].error if fresh else None)
+            with self._changed:
+                for stream in left:
+                    if stream not in self._active:
+                        self._due.setdefault(stream, 0.0)
+                self._start()
+                self._changed.notify_all()
+                self._changed.wait(0.1)
+
+    def stop(self) -> None:
+        """End the threads after the request that each has under way."""
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join(timeout=2 * self._connection.config.request_timeout)
+
+    # How
+
+    def _hurry(self, streams: set[str]) -> None:
+        with self._changed:
+            for stream in streams & self._due.keys():
+                self._due[stream] = 0.0
+            self._changed.notify_all()
+
+    def _left(self, wanted: set[str]) -> dict[str, int]:
+        return {item.id: item.waiting for item in self.journal.waiting(self.destination) if item.id in wanted}
+
+    def _undelivered(self, left: dict[str, int], error: TrackingError | None) -> TrackingError:
+        runs = "1 run waits" if len(left) == 1 else f"{len(left)} runs wait"
+        why = str(error) if error else f"MLflow at {self.destination} did not take all in time"
+        return TrackingError(f"{why}. {runs} in the journal: agentcore sync delivers them")
+
+    def _start(self) -> None:
+        """Called with the condition held. All threads start now: at exit none can be started any more."""
+        if self._threads or self._stopping:
+            return
+        for number in range(self._connection.slots):
+            thread = threading.Thread(target=self._work, name=f"agentcore-delivery-{number}", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _work(self) -> None:
+        while (stream := self._next()) is not None:
+            error: TrackingError | None = None
+            taken = False
+            try:
+                self._prepare()
+                taken = not self._deliver(stream)
+            except LeaseLostError:
+                taken = True
+            except TrackingError as failure:
+                error = failure
+            except AgentCoreError as failure:  # the journal can't be read or written just now
+                error = TrackingError(str(failure))
+            except Exception as failure:  # noqa: BLE001 - kept in the journal and told; one run must not stop all
+                error = TrackingError(f"a delivery failed: {first_line(failure)}")
+            self._finished(stream, error, taken)
+
+    def _next(self) -> str | None:
+        with self._changed:
+            while not self._stopping:
+                now = time.monotonic()
+                due = [
+                    (when, stream)
+                    for stream, when in self._due.items()
+                    if stream not in self._active and when <= now
+                ]
+                # While the server fails, one request asks whether it is back.
+                if due and not (self._failures and self._active):
+                    _, stream = min(due, key=lambda item: item[0])
+                    del self._due[stream]
+                    self._active.add(stream)
+                    return stream
+                later = [when - now for when in self._due.values() if when > now]
+                self._changed.wait(min([*later, 60.0]) if not due else _POLL)
+            return None
+
+    def _prepare(self) -> None:
+        if not self._ready:
+            self._connection.prepare()
+            with self._changed:
+                self._ready = True
+                self._changed.notify_all()
+
+    def _deliver(self, stream: str) -> bool:
+        """Deliver what waits; False where another process does."""
+        lease = self.journal.acquire(stream, "deliver").result()
+        if lease is None:
+            return False
+        try:
+            known = self.journal.stream(stream)
+            if known is not None:
+                Sender(self.journal, self._connection, known, lease, self._progressed(stream)).run()
+        finally:
+            self.journal.release(lease)
+        return True
+
+    def _progressed(self, stream: str) -> Callable[[], None]:
+        def tell() -> None:
+            with self._changed:
+                self._failures.pop(stream, None)
+                self._changed.notify_all()
+
+        return tell
+
+    def _finished(self, stream: str, error: TrackingError | None, taken: bool) -> None:
+        with self._changed:
+            self._active.discard(stream)
+            now = time.monotonic()
+            if error is not None:
+                before = self._failures.get(stream)
+                failure = _Failure(error, before.count + 1 if before else 1, now)
+                self._failures[stream] = failure
+                self._due[stream] = now + failure.pause
+            else:
+                self._failures.pop(stream, None)
+                if not self._failures:
+                    for other, when in self._due.items():  # the server is back: no pause is due any more
+                        self._due[other] = min(when, now)
+                if taken and stream in self.own:
+                    self._due[stream] = now + _TAKEN_PAUSE
+            self._changed.notify_all()
+
+
+def destination_of(config: MLflowConfig) -> str:
+    """How the journal names a tracking server: its URI without a password, a file's path made absolute."""
+    uri = config.tracking_uri
+    prefix = "sqlite:///"
+    if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
+        uri = prefix + os.path.abspath(uri.removeprefix(prefix))  # noqa: PTH100 - no file is looked at
+    return shown_uri(uri)
+
+
+_deliveries: dict[tuple[int, str], Delivery] = {}
+_lock = threading.Lock()
+_exit_seconds: float | None = 10.0
+
+
+def delivery_for(journal: Journal, config: MLflowConfig) -> Delivery:
+    """The delivery from a journal to a server; one for each in this process."""
+    with _lock:
+        key = (id(journal), f"{destination_of(config)} {os.getpid()}")
+        if key not in _deliveries:
+            if not _deliveries:
+                atexit.register(_at_exit)
+            _deliveries[key] = Delivery(journal, config)
+            threading.Thread(
+                target=_take_over, args=(_deliveries[key],), name="agentcore-backlog", daemon=True
+            ).start()
+        return _deliveries[key]
+
+
+def _take_over(delivery: Delivery) -> None:
+    """What earlier processes left is delivered with what this one writes."""
+    try:
+        delivery.deliver_backlog()
+    except JournalError as error:
+        _logger.warning("%s", error)
+
+
+def limit_exit(seconds: float | None) -> None:
+    """How long the end of the process may wait for deliveries; None where the program sees to them itself."""
+    global _exit_seconds
+    _exit_seconds = seconds
+
+
+def stop_deliveries() -> None:
+    """End all deliveries of this process; the journal keeps what they have not delivered."""
+    with _lock:
+        for delivery in _deliveries.values():
+            delivery.stop()
+        _deliveries.clear()
+
+
+def _at_exit() -> None:
+    if _exit_seconds is None:
+        return
+    deadline = time.monotonic() + _exit_seconds
+    for (_, key), delivery in list(_deliveries.items()):
+        if not key.endswith(f" {os.getpid()}"):
+            continue  # a forked child has none of the threads
+        try:
+            delivery.flush(timeout=max(0.0, deadline - time.monotonic()), patience=1.0)
+        except AgentCoreError as error:
+            _logger.warning("%s", error)
