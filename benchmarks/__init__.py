@@ -1,0 +1,1 @@
+"""Side-by-side measurements; run them as modules from the repository's root."""

@@ -1,0 +1,435 @@
+"""A run that was killed, stopped or failed goes on, and ends as if nothing had been."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dspy
+import pytest
+from mlflow import MlflowClient
+
+from agentcore.dspy_optimization import OptimizationPipeline
+from agentcore.errors import ConfigurationError, JournalError, LMUnavailableError
+from agentcore.journal import ExampleMeasured, TrialFinished, close_journals, open_journal
+from agentcore.lm import offline_lm
+from agentcore.settings import MLflowConfig
+from agentcore.tracking import MLflowTracker, program_state, stop_deliveries
+from tests.support import QUICK, AsyncClassifier, Classifier, colours, request
+from tests.support.job import CONCURRENCY
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"duration_seconds", "latency_reduction_ms", "baseline_avg_latency_ms", "optimized_avg_latency_ms"}
+
+
+def pipeline_for(config, lm=None, on_event=None, **arguments):
+    return OptimizationPipeline(
+        arguments.pop("program", None) or AsyncClassifier(),
+        lm=lm or offline_lm(),
+        mlflow_config=config,
+        on_event=on_event,
+        **{"seed": 3, **arguments},
+    )
+
+
+def figures(result):
+    return (
+        result.status,
+        result.improvement_percentage,
+        result.comparison,
+        result.optimization_details["trials"],
+        result.optimization_details["parameters"],
+        program_state(result.program),
+        {name: (spend.calls, spend.total_tokens) for name, spend in result.spend_by_stage.items()},
+    )
+
+
+async def stopped(config, wanted, lm=None, **arguments):
+    """Cancel a run when event number `count` of a kind has come; its id."""
+    kind, count = wanted
+    seen, reached = [], asyncio.Event()
+
+    def follow(event):
+        seen.append(event)
+        if sum(item.kind == kind for item in seen) == count:
+            reached.set()
+
+    lm = lm or offline_lm(latency=0.005)
+    pipeline = pipeline_for(config, lm=lm, on_event=follow, **arguments)
+    task = asyncio.create_task(pipeline.run_optimization(request(), training_data=colours()))
+    await asyncio.wait_for(reached.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    return seen[0].optimization_id
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return asyncio.run(
+        OptimizationPipeline(
+            AsyncClassifier(), lm=offline_lm(), enable_tracking=False, seed=3
+        ).run_optimization(request(), training_data=colours())
+    )
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        ("run_started", 1),
+        ("example_measured", 7),
+        ("baseline_measured", 1),
+        ("step_finished", 1),
+        ("candidate_proposed", 1),
+        ("trial_finished", 1),
+        ("trial_finished", 3),
+        ("step_finished", 3),
+        ("example_measured", 80),
+    ],
+    ids=str,
+)
+async def test_a_stopped_run_ends_as_an_undisturbed_one(config, undisturbed, wanted):
+    run_id = await stopped(config, wanted)
+    assert open_journal().stream(run_id).finished
+    result = await pipeline_for(config).resume(run_id)
+    assert figures(result) == figures(undisturbed)
+    assert result.optimization_id == run_id
+    tracker = MLflowTracker(config)
+    (run,) = await tracker.search_runs()
+    assert (run.run_id, run.status) == (result.run_id, "FINISHED")
+    assert run.tags["optimization_status"] == "completed"
+    assert run.metrics["lm_calls"] == undisturbed.spend.calls
+    history = MlflowClient(config.tracking_uri).get_metric_history(run.run_id, "trial_score")
+    assert [(item.step, item.value) for item in history] == [
+        (item["trial"], item["score"]) for item in undisturbed.optimization_details["trials"]
+    ]
+    with pytest.raises(ConfigurationError, match="has finished"):
+        await pipeline_for(config).resume(run_id)
+
+
+async def test_nothing_is_paid_for_twice(config, undisturbed):
+    first, second = offline_lm(latency=0.005), offline_lm()
+    run_id = await stopped(config, ("trial_finished", 2), lm=first)
+    journal = open_journal()
+    before = {
+        (item.event.evaluation, item.event.record["index"])
+        for item in journal.read(run_id, of=ExampleMeasured)
+    }
+    await pipeline_for(config, lm=second).resume(run_id)
+    after = [
+        (item.event.evaluation, item.event.record["index"])
+        for item in journal.read(run_id, of=ExampleMeasured)
+    ]
+    assert len(after) == len(set(after))
+    assert before < set(after)
+    assert [item.event.trial for item in journal.read(run_id, of=TrialFinished)] == [0, 1, 2, 3]
+    # At most what was in flight when it stopped was asked again.
+    assert first.engine.calls + second.engine.calls <= undisturbed.spend.calls + 16
+
+
+async def test_a_run_stopped_again_and_again(config, undisturbed):
+    run_id = await stopped(config, ("example_measured", 3))
+    for wanted in (5, 12, 20):
+        seen, reached = [], asyncio.Event()
+
+        def follow(event, seen=seen, wanted=wanted, reached=reached):
+            seen.append(event)
+            if sum(item.kind == "example_measured" for item in seen) == wanted:
+                reached.set()
+
+        pipeline = pipeline_for(config, lm=offline_lm(latency=0.005), on_event=follow)
+        task = asyncio.create_task(pipeline.resume(run_id))
+        await asyncio.wait_for(reached.wait(), 30)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert figures(await pipeline_for(config).resume(run_id)) == figures(undisturbed)
+
+
+async def test_a_run_that_failed_goes_on_once_the_model_answers(config, undisturbed):
+    lm = offline_lm(num_retries=0)
+    events = []
+
+    def follow(event):
+        events.append(event)
+        if event.kind == "trial_finished" and event.trial == 1:
+            lm.engine.error_rate = 1.0
+
+    with pytest.raises(LMUnavailableError):
+        await pipeline_for(config, lm=lm, on_event=follow).run_optimization(
+            request(), training_data=colours()
+        )
+    tracker = MLflowTracker(config)
+    (run,) = await tracker.search_runs()
+    assert run.status == "FAILED"
+    result = await pipeline_for(config).resume(run.run_id)
+    assert figures(result)[:-1] == figures(undisturbed)[:-1]
+    (run,) = await tracker.search_runs()
+    assert run.status == "FINISHED"
+
+
+@pytest.mark.parametrize("program", [Classifier, AsyncClassifier])
+async def test_synchronous_programs_resume_too(config, program):
+    alone = await OptimizationPipeline(
+        program(), lm=offline_lm(), enable_tracking=False, seed=3
+    ).run_optimization(request(), training_data=colours())
+    run_id = await stopped(config, ("trial_finished", 2), program=program())
+    result = await pipeline_for(config, program=program()).resume(run_id)
+    assert figures(result) == figures(alone)
+
+
+async def test_a_time_limit_counts_the_time_before(config):
+    constraints = {"max_optimization_time": 1.5}
+    asked = request(constraints=constraints, settings={**QUICK, "num_trials": 200})
+    reached = asyncio.Event()
+
+    def follow(event):
+        if event.kind == "trial_finished":
+            reached.set()
+
+    lm = offline_lm(latency=0.01)
+    pipeline = pipeline_for(config, lm=lm, on_event=follow)
+    task = asyncio.create_task(pipeline.run_optimization(asked, training_data=colours()))
+    await asyncio.wait_for(reached.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (stream,) = open_journal().streams()
+    result = await pipeline_for(config, lm=offline_lm(latency=0.01)).resume(stream.id)
+    assert result.status == "budget_exhausted"
+    assert len(result.optimization_details["trials"]) >= 1
+
+
+@pytest.mark.parametrize("limit", [80, 100])
+async def test_a_call_limit_counts_the_calls_before(config, limit):
+    first, second = offline_lm(latency=0.005), offline_lm()
+    asked = request(constraints={"max_lm_calls": limit})
+    reached = asyncio.Event()
+
+    def follow(event):
+        if event.kind == "trial_finished":
+            reached.set()
+
+    task = asyncio.create_task(
+        pipeline_for(config, lm=first, on_event=follow).run_optimization(asked, training_data=colours())
+    )
+    await asyncio.wait_for(reached.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (stream,) = open_journal().streams()
+    result = await pipeline_for(config, lm=second).resume(stream.id)
+    assert result.spend.calls <= limit
+    # What was in flight when it stopped is on nobody's account.
+    assert first.engine.calls + second.engine.calls <= limit + 16
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"program": Classifier()}, "the program differs"),
+        ({"metric": lambda example, prediction: True}, "the metric differs"),
+        ({"lm": dspy.LM("openai/x", api_key="sk-abcdefgh", temperature=0.3)}, "the language model differs"),
+    ],
+)
+async def test_another_pipeline_is_refused(config, change, message):
+    run_id = await stopped(config, ("baseline_measured", 1))
+    with pytest.raises(ConfigurationError, match=message) as refusal:
+        await pipeline_for(config, **change).resume(run_id)
+    assert "sk-abcdefgh" not in str(refusal.value)
+    assert open_journal().acquire(run_id, "work").result() is not None
+
+
+async def test_a_run_has_one_owner(config):
+    run_id = await stopped(config, ("baseline_measured", 1))
+    running = asyncio.Event()
+    first = pipeline_for(config, lm=offline_lm(latency=0.02), on_event=lambda event: running.set())
+    task = asyncio.create_task(first.resume(run_id))
+    await asyncio.wait_for(running.wait(), 30)
+    with pytest.raises(ConfigurationError, match="another process is working on run"):
+        await pipeline_for(config).resume(run_id)
+    assert (await task).status == "completed"
+
+
+async def test_whoever_loses_its_run_stops(config):
+    """Its lease ran out, say while the machine slept, and another process has taken the run over."""
+    taken, journal = [], open_journal()
+
+    def follow(event):
+        if event.kind == "baseline_measured":
+            stream = event.optimization_id
+
+            def steal(connection):
+                from agentcore.journal._schema import leases
+
+                connection.execute(leases.update().where(leases.c.stream == stream).values(until_ms=0))
+
+            journal._writer.submit(steal).result()
+            taken.append(journal.acquire(stream, "work").result())
+
+    with pytest.raises(JournalError, match="taken over by another process: this one stops"):
+        await pipeline_for(config, on_event=follow).run_optimization(request(), training_data=colours())
+    (lease,) = taken
+    journal.release(lease).result()
+    result = await pipeline_for(config).resume(lease.stream)
+    assert result.status == "completed"
+
+
+@pytest.mark.parametrize(
+    ("run_id", "message"),
+    [("zzz", "has no run 'zzz'"), ("", "has no run ''"), ("local-zzz", "has no run 'local-zzz'")],
+)
+async def test_unknown_runs(config, run_id, message):
+    with pytest.raises(ConfigurationError, match=message):
+        await pipeline_for(config).resume(run_id)
+
+
+async def test_a_run_that_is_no_optimization(config):
+    run_id = await MLflowTracker(config).start_run(request())
+    with pytest.raises(ConfigurationError, match="is no optimization"):
+        await pipeline_for(config).resume(run_id)
+
+
+async def test_a_run_of_another_server(config):
+    run_id = await stopped(config, ("baseline_measured", 1))
+    other = config.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
+    with pytest.raises(ConfigurationError, match=r"is tracked at sqlite:.*set MLFLOW_TRACKING_URI"):
+        await pipeline_for(other).resume(run_id)
+
+
+def start_job(tmp_path, *run, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.job", str(tmp_path / "calls"), *run],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_after(job, events):
+    """kill -9 after so many events; the optimization's id."""
+    for line in job.stdout:
+        if line.startswith("event "):
+            run_id, events = line.split()[2], events - 1
+        if not events:
+            break
+    job.kill()
+    job.communicate()
+    assert not events, "it ended before"
+    return run_id
+
+
+def finish_job(job):
+    output, _ = job.communicate(timeout=90)
+    assert job.returncode == 0
+    return json.loads(output.splitlines()[-1].removeprefix("result "))
+
+
+@pytest.mark.parametrize("lines", [6, 40, 95])
+def test_kill_9_and_resume_on_a_real_server(stack, tmp_path, lines):
+    """Killed after so many events; the resumed run is in MLflow what an undisturbed one is."""
+    client, found, calls = MlflowClient(stack.uri), [], []
+    for name, killed in (("disturbed", True), ("undisturbed", False)):
+        experiment = f"kill-{lines}-{name}"
+        environment = {"MLFLOW_TRACKING_URI": stack.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
+        (tmp_path / "calls").unlink(missing_ok=True)
+        job = start_job(tmp_path, **environment)
+        if killed:
+            run_id = kill_after(job, lines)
+            job = start_job(tmp_path, run_id, **environment)
+        result = finish_job(job)
+        calls.append(len((tmp_path / "calls").read_text().splitlines()))
+        (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+        history = [
+            (item.step, item.value) for item in client.get_metric_history(run.info.run_id, "trial_score")
+        ]
+        artifacts = {
+            item.path
+            for folder in ("", "models", "plots")
+            for item in client.list_artifacts(run.info.run_id, folder)
+        }
+        found.append(
+            (
+                {key: value for key, value in result.items() if key != "id"},
+                {key: value for key, value in run.data.metrics.items() if key not in TIMES},
+                {key: value for key, value in run.data.params.items() if key != "optimization_time"},
+                history,
+                artifacts,
+                run.info.status,
+                len(run.inputs.dataset_inputs),
+                len(run.outputs.model_outputs),
+            )
+        )
+    assert found[0] == found[1]
+    assert found[0][5] == "FINISHED"
+    # What was in flight, and the one step of the search that had not finished, is asked again.
+    assert calls[1] <= calls[0] <= calls[1] + CONCURRENCY + 25
+
+
+def test_the_command_line_resumes_what_it_started(tmp_path, monkeypatch):
+    (tmp_path / "work.py").write_text(
+        "from agentcore.lm import offline_lm\nfrom tests.support import AsyncClassifier, colours\n"
+        "import json, pathlib\n"
+        "pathlib.Path('data.jsonl').write_text('\\n'.join(json.dumps(row) for row in colours(60).rows()))\n"
+        "program = AsyncClassifier()\nprogram.predict.lm = offline_lm(latency=0.05)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "COLUMNS": "120"}
+    subprocess.run([sys.executable, "-c", "import work"], cwd=tmp_path, env=environment, check=True)
+
+    def agentcore(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "agentcore", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+
+    command = ["optimize", "work:program", "--data", "data.jsonl", "--lm", "offline/knn"]
+    job = subprocess.Popen(
+        [sys.executable, "-m", "agentcore", *command, "--set", "max_labeled_demos=8"],
+        cwd=tmp_path,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    for line in job.stderr:
+        if "trial 1:" in line:
+            break
+    job.kill()
+    job.communicate()
+    listed = agentcore("runs")
+    assert "resumable" in listed.stdout
+    short = listed.stdout.split("agentcore resume ")[1].split()[0]
+    assert "resumable" in agentcore("journal", "ls").stdout
+    resumed = agentcore("resume", short)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "(completed)" in resumed.stdout
+    shown = agentcore("show", short)
+    assert "FINISHED" in shown.stdout
+    assert "run_finished" in agentcore("journal", "show", short).stdout
+    again = agentcore("resume", short)
+    assert (again.returncode, again.stderr.count("\n")) == (2, 1)
+    assert "has finished" in again.stderr
+    pruned = agentcore("journal", "prune", "--older-than", "0")
+    assert "removed 1 run" in pruned.stdout
+
+
+def test_a_journal_that_machines_share(own_stack, tmp_path, monkeypatch):
+    """Killed where one home is, resumed where another is: all that is shared is Postgres."""
+    monkeypatch.setenv("AGENTCORE_JOURNAL_URL", own_stack.journal_url)
+    environment = {"MLFLOW_TRACKING_URI": own_stack.uri, "MLFLOW_EXPERIMENT_NAME": "shared-journal"}
+    job = start_job(tmp_path, **environment, AGENTCORE_STATE_DIR=str(tmp_path / "one"))
+    run_id = kill_after(job, 60)
+    result = finish_job(start_job(tmp_path, run_id, **environment, AGENTCORE_STATE_DIR=str(tmp_path / "two")))
+    assert result["status"] == "completed"
+    assert not list((tmp_path / "two").rglob("*.db"))
+    tracker = MLflowTracker(MLflowConfig(tracking_uri=own_stack.uri, experiment_name="shared-journal"))
+    (run,) = tracker.sync.search_runs()
+    assert run.status == "FINISHED"
+    stop_deliveries()
+    close_journals()
