@@ -55,6 +55,14 @@ class JournalError(AgentCoreError):
     """The journal can't be read or written: what was asked for is not kept."""
 
 
+class PayloadGoneError(JournalError):
+    """A content that an event refers to was removed or changed: it will not come back."""
+
+
+class UnknownRunError(JournalError):
+    """The journal has no such run, or not any more."""
+
+
 class LeaseLostError(JournalError):
     """Another process took this run over, because this one did not renew its lease in time."""
 

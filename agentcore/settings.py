@@ -57,12 +57,17 @@ class Settings(_EnvSettings):
     @field_validator("journal_url")
     @classmethod
     def _known_journal(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and not value.get_secret_value().startswith(
-            ("postgresql+psycopg:", "sqlite:///")
-        ):
-            raise ValueError(
-                "use postgresql+psycopg://user:password@host/database, or leave it out for a file"
-            )
+        advice = "use postgresql+psycopg://user:password@host/database, or leave it out for a file"
+        if value is not None:
+            from sqlalchemy.engine import make_url
+            from sqlalchemy.exc import ArgumentError
+
+            try:
+                driver = make_url(value.get_secret_value()).drivername
+            except (ValueError, ArgumentError):
+                raise ValueError(advice) from None
+            if driver not in ("postgresql+psycopg", "sqlite"):
+                raise ValueError(advice)
         return value
 
     def state_directory(self) -> Path:
@@ -119,7 +124,10 @@ class MLflowConfig(_EnvSettings):
 def shown_uri(uri: str) -> str:
     """A tracking URI without what may be a password."""
     scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    shown = rest.rpartition("@")[2]
+    if scheme.startswith(("postgresql", "mysql", "mssql")):
+        shown = shown.partition("?")[0]  # drivers take a password there too
+    return f"{scheme}{separator}{shown}"
 
 
 def explain(error: ValidationError) -> str:

@@ -90,21 +90,32 @@ def _watch(home: Any, delivery: Any) -> None:
         signal.signal(number, lambda *_: stop.set())
     out.print(f"delivering to {delivery.destination} (Ctrl-C ends it)", soft_wrap=True)
     told: str | None = None
+    before = _delivered(home, delivery.destination)
     while not stop.is_set():
+        problem: str | None = None
         try:
-            count, runs = _deliver(home, delivery, _POLL_SECONDS)
+            _deliver(home, delivery, _POLL_SECONDS)
         except (TrackingError, JournalError) as error:
-            if str(error) != told:
-                told = str(error)
-                err.print(f"[yellow]note:[/] {told}", soft_wrap=True)
-        else:
-            told = None
-            if runs:
-                out.print(f"{_now()} delivered {count:,} entries of {_runs(runs)}", soft_wrap=True)
+            problem = str(error)
+        try:
+            now = _delivered(home, delivery.destination)
+            if (moved := sum(now.values()) - sum(before.get(key, 0) for key in now)) > 0:
+                runs = sum(value > before.get(key, 0) for key, value in now.items())
+                out.print(f"{_now()} delivered {moved:,} entries of {_runs(runs)}", soft_wrap=True)
+            before = now
             home.prune(_keep_until())
+        except JournalError as error:
+            problem = str(error)
+        if problem is not None and problem != told:
+            err.print(f"[yellow]note:[/] {problem}", soft_wrap=True)
+        told = problem
         stop.wait(_POLL_SECONDS)
     delivery.stop()
     out.print("stopped; what is not delivered stays in the journal")
+
+
+def _delivered(home: Any, destination: str) -> dict[str, int]:
+    return {item.id: item.delivered for item in home.streams(destination)}
 
 
 def _keep_until(days: float | None = None) -> int:
@@ -192,7 +203,9 @@ def show(
 def prune(
     older_than: Annotated[
         float | None,
-        typer.Option(min=0, help="Days since their last change [default: AGENTCORE_JOURNAL_KEEP_DAYS or 7]."),
+        typer.Option(
+            min=0, max=36500, help="Days since their last change [default: AGENTCORE_JOURNAL_KEEP_DAYS or 7]."
+        ),
     ] = None,
 ) -> None:
     """Remove runs that have ended and that MLflow has; what waits is never removed."""

@@ -73,6 +73,8 @@ class LiveView:
         """The run is over; what is left is MLflow's."""
         if self.progress is not None:
             self.progress.begin("delivering")
+        if not self.console.is_terminal:
+            self.console.print(f"{_STAGES['delivering']} …", soft_wrap=True)
 
     def event(self, event: Event) -> None:
         if isinstance(event, OptimizationEvent):

@@ -1,11 +1,12 @@
 """`agentcore demo` and `agentcore optimize`."""
 
+import contextlib
 from typing import Annotated, Any
 
 import typer
 
 from agentcore.cli._console import LOCAL_TRACKING, err, run, tracking_config
-from agentcore.errors import ConfigurationError, TrackingError
+from agentcore.errors import ConfigurationError, JournalError, TrackingError
 from agentcore.settings import shown_uri
 
 _DELIVERY_SECONDS = 60.0
@@ -213,26 +214,36 @@ def carry_out(pipeline: Any, work: Any, view: Any, config: Any) -> None:
     from agentcore.cli._render import print_result
     from agentcore.tracking import limit_exit
 
+    results: list[Any] = []
     waiting: list[str] = []
 
-    async def run_and_deliver() -> Any:
-        result = await work
+    async def run_and_deliver() -> None:
+        results.append(await work)
         view.delivering()
         try:
             await pipeline.flush(_DELIVERY_SECONDS)
-        except TrackingError as error:
+        except (TrackingError, JournalError) as error:
             waiting.append(str(error))
-        return result.model_copy(update={"run_id": await pipeline.tracking_id(result.run_id)})
+        with contextlib.suppress(JournalError):
+            run_id = await pipeline.tracking_id(results[0].run_id)
+            results.append(results[0].model_copy(update={"run_id": run_id}))
 
     limit_exit(None)  # what could be delivered is, above
+    stopped: typer.Exit | None = None
     try:
         with view.running():
-            result = run(run_and_deliver())
-    except typer.Exit:
+            run(run_and_deliver())
+    except typer.Exit as end:
+        stopped = end
+    if not results:
         _say_stopped(view, pipeline)
-        raise
-    result.warnings.extend(waiting)
-    print_result(result, shown_uri(config.tracking_uri))
+    else:
+        if stopped:
+            waiting.append("stopped while MLflow was told; agentcore sync delivers the rest")
+        results[-1].warnings.extend(waiting)
+        print_result(results[-1], shown_uri(config.tracking_uri))
+    if stopped:
+        raise stopped
 
 
 def _say_stopped(view: Any, pipeline: Any) -> None:
@@ -246,7 +257,7 @@ def _say_stopped(view: Any, pipeline: Any) -> None:
     try:
         pipeline.sync.flush(_LAST_SECONDS)
         marked = "the run is marked KILLED"
-    except TrackingError:
+    except (TrackingError, JournalError):
         marked = "the run waits in the journal, and the next agentcore command brings it to MLflow"
     short = view.optimization_id[:8]
     err.print(

@@ -131,9 +131,18 @@ async def _find(tracker: Any, wanted: str) -> Any:
         if not recent:
             raise ConfigurationError("there is no run yet. Make one with: agentcore demo")
         return recent[0]
-    for stream in (await tracker.opened())[0].find(wanted.removeprefix("local-")):
-        if stream.id.startswith(wanted.removeprefix("local-")):
-            return await tracker.get_run(f"local-{stream.id}")
+    home, delivery = await tracker.opened()
+    short = wanted.removeprefix("local-")
+    own = [item for item in home.find(short) if item.id.startswith(short)]
+    here = [item for item in own if item.destination == delivery.destination]
+    if len(here) > 1:
+        raise ConfigurationError(f"{len(here)} runs start with {wanted!r}: give more of the id")
+    if here:
+        return await tracker.get_run(f"local-{here[0].id}")
+    if own:
+        raise ConfigurationError(
+            f"run {wanted} is tracked at {own[0].destination}: set MLFLOW_TRACKING_URI to see it"
+        )
     matches = [item for item in await tracker.search_runs(max_results=1000) if item.run_id.startswith(wanted)]
     if len(matches) > 1:
         raise ConfigurationError(f"{len(matches)} runs start with {wanted!r}: give more of the id")

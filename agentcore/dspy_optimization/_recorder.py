@@ -57,6 +57,8 @@ class Recorder:
         self._home: tuple[Journal, Delivery] | None = None
         self._last: Future[int] | None = None
         self._failed: BaseException | None = None
+        self.ended = False
+        """Whether the run's end is in the journal."""
 
     @property
     def local_id(self) -> str | None:
@@ -70,7 +72,7 @@ class Recorder:
         key = self.job.optimization_id
         try:
             return await run_in_thread(lambda: delivery.wait_for_run(key, seconds)) or self.local_id
-        except TrackingError:
+        except (TrackingError, JournalError):
             return self.local_id  # the result says why
 
     async def start(self, started: Event, history: History) -> None:
@@ -86,7 +88,9 @@ class Recorder:
         key = self.job.optimization_id
         if history.job is not None:
             reopened: list[TrackingEvent] = [RunReopened()] if history.ended else []
-            await self._write([started, *reopened, *self._entries({"optimization_status": "running"})])
+            await self._write(
+                [started, *reopened, *self._entries({"optimization_status": "running", "error": ""})]
+            )
             return
         created = self.tracker.run_created(key, self.job.request, tags=self._tags())
         drafts = [
@@ -99,15 +103,26 @@ class Recorder:
             entry.sha256 for entry in entries if isinstance(entry, ArtifactLogged) and entry.path == _DATA
         ]
         job = JobRecorded(optimization_id=key, spec=self.job.spec(), data=data)
+        # One commit: a run without its first events could be neither delivered nor resumed.
         self._lease = await wait(
-            journal.create(key, "optimization", created.name, delivery.destination, work=True)
+            journal.create(
+                key,
+                "optimization",
+                created.name,
+                delivery.destination,
+                work=True,
+                first=[job, started, *entries],
+                secrets=self._hidden,
+            )
         )
-        await self._write([job, started, *entries])
+        delivery.notify(key)
 
     def write(self, event: Event, tell: Sequence[Event] = ()) -> None:
         """Append an event, and entries for MLflow, in one commit."""
         if self._home is None:
             return
+        if self._failed is not None:
+            raise self._failed
         journal, delivery = self._home
         self._last = journal.append(
             self.job.optimization_id, [event, *tell], lease=self._lease, secrets=self._hidden
@@ -162,8 +177,7 @@ class Recorder:
         }
         if result.warnings:
             tags["warnings"] = "; ".join(result.warnings)
-        await self._write([*await self.stored(drafts), *self._end("FINISHED", tags), *events])
-        await self._release()
+        await self._finish([*await self.stored(drafts), *self._end("FINISHED", tags), *events])
 
     async def failed(self, message: str, events: Sequence[Event]) -> None:
         await self._last_words(
@@ -174,30 +188,45 @@ class Recorder:
         """Say KILLED, and keep the best candidate so far."""
         words = self._end("KILLED", {"optimization_status": "cancelled"})
         drafts: list[Draft] = []
-        if best is not None and self.tracker is not None:
+        if best is not None and self.tracker is not None and not self.ended:
             drafts = await self._model(
                 best.program,
                 "best_so_far",
                 {"validation_score": best.score, "trial": best.number},
                 as_logged_model=False,
             )
-        await self._last_words([*words, *await self.stored(drafts), *events])
+        await self._last_words([*words, *events], drafts)
 
     async def stored(self, drafts: Sequence[Draft]) -> list[TrackingEvent]:
         return await self.tracker.stored(drafts) if self.tracker is not None else []
+
+    def abandon(self) -> None:
+        """Give the run up: it can be resumed."""
+        if self._home is not None and self._lease is not None:
+            self._home[0].abandon(self._lease)
 
     def problem(self) -> str | None:
         """Why MLflow doesn't take this run at present."""
         return self._home[1].problem(self.job.optimization_id) if self._home else None
 
-    async def _last_words(self, events: Sequence[Event]) -> None:
+    async def _last_words(self, events: Sequence[Event], drafts: Sequence[Draft] = ()) -> None:
         """What is told of a run that ends otherwise; its own error stays the one that is raised."""
+        if self._home is None or self._lease is None:
+            return
         try:
-            if self._home is not None and self._lease is not None:
-                await self._write(events)
-                await self._release()
+            await self._finish([*events[:-1], *await self.stored(drafts), events[-1]])
         except JournalError as error:
             self.warn(f"the end of run {self.job.optimization_id} is not in the journal: {error}")
+        finally:
+            self._home[0].abandon(self._lease)
+
+    async def _finish(self, events: Sequence[Event]) -> None:
+        """Write the last events. After them nothing more is said of the run, whatever happens."""
+        await self._write(events)
+        self.ended = True
+        if self._home is not None and self._lease is not None:
+            self._home[0].release(self._lease)
+        self._lease = None
 
     async def _write(self, events: Sequence[Event]) -> None:
         assert self._home is not None
@@ -205,10 +234,6 @@ class Recorder:
         key = self.job.optimization_id
         await journal.write(key, events, lease=self._lease, secrets=self._hidden)
         delivery.notify(key)
-
-    async def _release(self) -> None:
-        if self._home is not None and self._lease is not None:
-            await wait(self._home[0].release(self._lease))
 
     def _end(self, status: Any, tags: dict[str, Any]) -> list[Event]:
         return [RunEnded(status=status), *self._entries(tags)]

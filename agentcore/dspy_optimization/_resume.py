@@ -1,6 +1,7 @@
 """Going on with a run whose process died, or that failed or was stopped."""
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,10 @@ from agentcore.dspy_optimization._history import History
 from agentcore.dspy_optimization._prepare import Job
 from agentcore.errors import ConfigurationError, DataError
 from agentcore.journal import Journal, Lease, Stream, open_journal
+
+_ATTEMPTS = 10
+_PAUSE = 0.1
+"""Seconds between attempts to get a run's lease."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,11 @@ def take_over(run_id: str) -> Unfinished:
     """
     journal, stream, history = find_unfinished(run_id)
     assert history.job is not None  # a run without one is not found
-    lease = journal.acquire(stream.id, "work").result()
+    lease = None
+    for _ in range(_ATTEMPTS):
+        if (lease := journal.acquire(stream.id, "work").result()) is not None:
+            break
+        time.sleep(_PAUSE)  # `agentcore runs` may just be marking it
     if lease is None:
         raise ConfigurationError(
             f"another process is working on run {run_id}; if it died on another machine, wait for its lease "
@@ -68,7 +77,7 @@ def take_over(run_id: str) -> Unfinished:
         content = json.loads(journal.payloads.get(history.job.data))
         data, splits = _data(content, run_id)
     except BaseException:
-        journal.release(lease).result()
+        journal.abandon(lease)
         raise
     return Unfinished(stream, lease, history, history.job.spec, data, splits)
 

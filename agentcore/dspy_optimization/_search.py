@@ -45,6 +45,7 @@ class Search:
         self.warn = warn
         self.best: Trial | None = None
         self.points: list[TrialPoint] = []
+        self.start_clock: Callable[[], None] = lambda: None
         self._began: float | None = None
         self._before = history.search_seconds
 
@@ -92,7 +93,16 @@ class Search:
         guard = Guard(None if max_calls is None else max(0, max_calls - self.history.calls("search")))
         task = self.task(guard)
         left = max(0.0, self.constraints.max_optimization_time - self._before)
-        timer = loop.call_later(left, guard.stop, "time_limit")
+        # Trials that the journal answers take no time of the search's.
+        timers: list[asyncio.TimerHandle] = []
+
+        def start_clock() -> None:
+            if not timers:
+                timers.append(loop.call_later(left, guard.stop, "time_limit"))
+
+        self.start_clock = start_clock
+        if not self.history.trials:
+            start_clock()
         stopped: SearchStopped | None = None
         program = None
         try:
@@ -105,7 +115,8 @@ class Search:
         except Exception as error:  # noqa: BLE001 - an optimizer may raise anything
             raise self.optimizer_failure(error) from None if is_lm_failure(error) else error
         finally:
-            timer.cancel()
+            for timer in timers:
+                timer.cancel()
         if stopped is None:
             return program, "completed"
         if stopped.reason in ("time_limit", "call_limit"):
@@ -117,6 +128,8 @@ class Search:
 
         async def score(program: Any, examples: Sequence[Example], number: int) -> EvaluationReport:
             self.progress.done, self.progress.total = 0, len(examples)
+            if number not in self.history.trials:
+                self.start_clock()
             return await self.evaluate(trial_key(number), program, examples, only_lm_failures=True)
 
         def on_trial(trial: Trial) -> None:

@@ -1,68 +1,29 @@
-"""The order of the steps: baseline, search, winner, comparison."""
+"""`OptimizationPipeline`: the entry to optimizing a program."""
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentcore._sync import SyncTwin
-from agentcore._threads import run_in_thread
-from agentcore.data import Example
-from agentcore.dspy_optimization._figures import (
-    contradictions,
-    improvement,
-    key_improvements,
-    targets_met,
-    unknown_figure,
-)
-from agentcore.dspy_optimization._history import BASELINE, WINNER, History, state_digest
+from agentcore._threads import start_in_thread
 from agentcore.dspy_optimization._prepare import Job, prepare
 from agentcore.dspy_optimization._progress import Progress
-from agentcore.dspy_optimization._recorder import Recorder
 from agentcore.dspy_optimization._resume import Unfinished, check_same, find_unfinished, take_over
-from agentcore.dspy_optimization._search import Search
+from agentcore.dspy_optimization._run import Run
 from agentcore.dspy_optimization.models import (
     OptimizationRequest,
     OptimizationResult,
     PerformanceMetrics,
-    Status,
 )
 from agentcore.errors import (
-    AgentCoreError,
     ConfigurationError,
-    EvaluationError,
-    first_line,
-    redact,
 )
-from agentcore.evaluation import EvaluationReport, ExampleRecord, Limits, Metric, compare, evaluate
+from agentcore.evaluation import Metric
 from agentcore.journal import (
-    BaselineMeasured,
-    Event,
     EventSink,
-    ExampleMeasured,
-    RunFinished,
-    RunResumed,
-    RunStarted,
-    SpendCounted,
-    StageStarted,
-    StepFinished,
-    TrialFinished,
-    WarningRaised,
-    WinnerMeasured,
 )
-from agentcore.lm import Guard, SearchStopped, redacted_logs
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker, destination_of, program_state
-
-_ID_SECONDS = 2.0
-"""How long after its start a run may wait for MLflow's id."""
-
-_START_SECONDS = 5.0
-"""How long a cancelled run may wait for a journal that is just writing its first entries."""
-
-_COSTLY = (BaselineMeasured, StepFinished, TrialFinished)
-"""Events after which the account is written: between evaluations, when no call is in flight."""
+from agentcore.tracking import MLflowTracker, destination_of
 
 
 class OptimizationPipeline:
@@ -165,7 +126,7 @@ class OptimizationPipeline:
             baseline_metrics=baseline_metrics,
         )
         tracker = MLflowTracker(self.mlflow_config) if self.enable_tracking else None
-        return await _Run(self, job, tracker).execute()
+        return await self._run(job, tracker).execute()
 
     async def resume(self, run_id: str) -> OptimizationResult:
         """Go on with an optimization whose process died, that failed, or that was stopped.
@@ -185,7 +146,18 @@ class OptimizationPipeline:
         if self.mlflow_config is None:
             raise ConfigurationError("a pipeline without tracking keeps no run that could be resumed")
         tracker = MLflowTracker(self.mlflow_config)
-        run = await run_in_thread(lambda: take_over(run_id))
+        journal, _ = await tracker.opened()
+        taking = start_in_thread(lambda: take_over(run_id))
+        try:
+            run = await asyncio.shield(taking)
+        except asyncio.CancelledError:
+            # Its thread goes on, and nobody would release what it gets.
+            def give_up(done: asyncio.Future[Unfinished]) -> None:
+                if not done.cancelled() and done.exception() is None:
+                    journal.abandon(done.result().lease)
+
+            taking.add_done_callback(give_up)
+            raise
         try:
             destination = destination_of(self.mlflow_config)
             if run.stream.destination != destination:
@@ -210,9 +182,9 @@ class OptimizationPipeline:
             )
             check_same(job, run.spec, run_id)
         except BaseException:
-            (await tracker.opened())[0].release(run.lease)
+            journal.abandon(run.lease)
             raise
-        return await _Run(self, job, tracker, run).execute()
+        return await self._run(job, tracker, run).execute()
 
     @classmethod
     def from_journal(cls, run_id: str, *, lm: Any = None, **arguments: Any) -> "OptimizationPipeline":
@@ -257,273 +229,12 @@ class OptimizationPipeline:
         if self.mlflow_config is not None:
             await MLflowTracker(self.mlflow_config).flush(timeout)
 
-
-class _Run:
-    """One optimization from its first event to its last."""
-
-    def __init__(
-        self,
-        pipeline: OptimizationPipeline,
-        job: Job,
-        tracker: MLflowTracker | None,
-        resumed: Unfinished | None = None,
-    ) -> None:
-        self.job = job
-        self.constraints = job.request.constraints
-        self.sink = pipeline.on_event
-        self.max_concurrency = pipeline.max_concurrency
-        self.gate = asyncio.Semaphore(pipeline.max_concurrency)
-        self.history = resumed.history if resumed else History()
-        self.resumed = resumed is not None
-        self.progress = Progress()
-        self.progress.meter.start_from(self.history.spend)
-        self.warnings: list[str] = []
-        self.recorder = Recorder(tracker, job, resumed.lease if resumed else None, self.warn)
-        self.search = Search(
+    def _run(self, job: Job, tracker: MLflowTracker | None, resumed: Unfinished | None = None) -> Run:
+        return Run(
             job,
-            self.progress,
-            self.history,
-            tracker.entries if tracker else None,
-            self.evaluate,
-            self.emit,
-            self.recorder.durable,
-            self.warn,
+            tracker,
+            max_concurrency=self.max_concurrency,
+            on_event=self.on_event,
+            on_progress=self.on_progress,
+            resumed=resumed,
         )
-        self.began = time.monotonic()
-        if pipeline.on_progress:
-            pipeline.on_progress(self.progress)
-
-    @property
-    def seconds(self) -> float:
-        """How long the run took so far, in earlier processes too."""
-        return self.history.seconds + time.monotonic() - self.began
-
-    async def execute(self) -> OptimizationResult:
-        job = self.job
-        try:
-            with redacted_logs(job.secrets):
-                started = self.started()
-                await self.start(started)
-                self.tell(started)
-                for message in job.warnings:
-                    self.warn(message)
-                return await self.steps()
-        except asyncio.CancelledError:
-            end = self.event(RunFinished, status="cancelled")
-            await self.recorder.cancelled(self.search.best, [self.account(), end])
-            self.tell(end)
-            raise
-        except BaseException as error:
-            known = isinstance(error, AgentCoreError)
-            message = redact(str(error) if known else first_line(error), job.secrets)
-            end = self.event(RunFinished, status="failed", error=message)
-            await self.recorder.failed(message, [self.account(), end])
-            self.tell(end)
-            raise
-
-    async def start(self, started: Event) -> None:
-        """Begin the run in the journal, to its end also where it is cancelled meanwhile."""
-        starting = asyncio.ensure_future(self.recorder.start(started, self.history))
-        starting.add_done_callback(lambda done: done.cancelled() or done.exception())
-        try:
-            await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            await asyncio.wait({starting}, timeout=_START_SECONDS)
-            raise
-
-    def started(self) -> Event:
-        if self.resumed:
-            return self.event(RunResumed)
-        return self.event(
-            RunStarted,
-            run_id=self.recorder.local_id,
-            target_type=self.job.request.target.type,
-            target_id=self.job.request.target.id,
-            seed=self.job.seed,
-            split_sizes=self.job.splits.sizes,
-        )
-
-    async def steps(self) -> OptimizationResult:
-        baseline, reserve = await self.measure(BASELINE, self.job.program)
-        self.check_objectives(baseline)
-        self.emit(BaselineMeasured, known=self.history.has_baseline, metrics=baseline.metrics.model_dump())
-        self.stage("search")
-        program, status = await self.search.run(self.call_limit(reserve))
-        if program_state(program) == program_state(self.job.program):
-            # Measured again, the same program would differ by noise, or by the cache's answers.
-            self.warn("no candidate was better on the validation split: the program is kept as given")
-            optimized = baseline
-        else:
-            optimized, _ = await self.measure(WINNER, program)
-        result = self.result(program, status, baseline, optimized)
-        measured = self.event(
-            WinnerMeasured,
-            metrics=optimized.metrics.model_dump(),
-            improvement=result.improvement_percentage,
-            p_value=result.statistical_significance,
-        )
-        self.tell(measured)
-        self.stage("logging")
-        end = self.event(RunFinished, status=status, summary={"improvement": result.improvement_percentage})
-        await self.recorder.durable()
-        await self.recorder.result(
-            result, self.search.points, baseline, optimized, [measured, self.account(), end]
-        )
-        self.tell(end)
-        # A run shorter than MLflow's own import may still wait for its id; no other waits.
-        run_id = await self.recorder.run_id(max(0.0, _ID_SECONDS - (time.monotonic() - self.began)))
-        if problem := self.recorder.problem():
-            self.warnings.append(f"{problem}. Nothing is lost: what waits is delivered by agentcore sync")
-        return result.model_copy(update={"warnings": list(self.warnings), "run_id": run_id})
-
-    async def measure(self, stage: str, program: Any) -> tuple[EvaluationReport, int]:
-        """Evaluate a program on the test split; the report, and how many LM calls it took."""
-        test, limit = self.job.splits.test, self.constraints.max_lm_calls
-        if limit is not None and limit <= 2 * len(test):
-            raise self.too_few_calls(len(test))
-        before = self.history.calls(stage)
-        # The guard stops the threads of synchronous programs, which a cancellation can't.
-        own = None if limit is None or stage != BASELINE else max(0, limit - before)
-        guard = Guard(own, outage_after=None)
-        self.stage(stage, len(test))
-        try:
-            with self.job.context(), self.progress.meter.stage(stage), guard.watching():
-                report = await self.evaluate(stage, program, test)
-        except SearchStopped:
-            raise self.too_few_calls(guard.calls) from None
-        finally:
-            guard.stop("cancelled")
-        return report, before + guard.calls
-
-    def call_limit(self, reserve: int) -> int | None:
-        limit = self.constraints.max_lm_calls
-        if limit is None:
-            return None
-        if limit <= 2 * reserve:
-            raise self.too_few_calls(reserve)
-        return limit - 2 * reserve
-
-    def too_few_calls(self, each: int) -> ConfigurationError:
-        return ConfigurationError(
-            f"max_lm_calls={self.constraints.max_lm_calls} leaves nothing for the search: "
-            f"baseline and winner take at least {each} each"
-        )
-
-    async def evaluate(
-        self,
-        evaluation: str,
-        program: Any,
-        examples: Sequence[Example],
-        *,
-        only_lm_failures: bool = False,
-    ) -> EvaluationReport:
-        """Measure what is not in the journal yet; each example is, as soon as it is measured."""
-        candidate = state_digest(program)
-        known = self.history.records(evaluation, candidate, examples)
-        self.progress.done += len(known)
-
-        def count(record: ExampleRecord) -> None:
-            self.progress.done += 1
-            self.emit(ExampleMeasured, evaluation=evaluation, candidate=candidate, record=record.as_dict())
-
-        limits = Limits(self.max_concurrency, self.constraints.max_error_rate, only_lm_failures, self.gate)
-        report = await evaluate(
-            program,
-            examples,
-            self.job.metric,
-            lm=self.job.lm,
-            limits=limits,
-            on_record=count,
-            known=known,
-        )
-        await self.recorder.durable()
-        return report
-
-    def check_objectives(self, baseline: EvaluationReport) -> None:
-        """Refuse an objective that can't be measured before the search spends anything on it."""
-        metrics = baseline.metrics
-        for objective in self.job.request.objectives:
-            if getattr(metrics, objective.metric) is None:
-                raise EvaluationError(unknown_figure(objective.metric))
-        if self.job.given_baseline is not None:
-            for message in contradictions(self.job.given_baseline, metrics, len(baseline.records)):
-                self.warn(message)
-
-    def result(
-        self,
-        program: Any,
-        status: Status,
-        baseline: EvaluationReport,
-        optimized: EvaluationReport,
-    ) -> OptimizationResult:
-        job, objectives = self.job, self.job.request.objectives
-        comparison = compare(baseline, optimized, seed=job.seed)
-        before, after = baseline.metrics, optimized.metrics
-        gain = improvement(before, after, objectives)
-        return OptimizationResult(
-            optimization_id=job.optimization_id,
-            run_id=self.recorder.local_id,
-            status=status,
-            baseline_performance=job.given_baseline or before,
-            measured_baseline=before,
-            optimized_performance=after,
-            improvement_percentage=gain,
-            statistical_significance=comparison.p_value,
-            interval=comparison.interval,
-            smallest_detectable_gain=comparison.smallest_detectable_gain,
-            comparison=comparison,
-            meets_threshold=gain >= self.constraints.min_improvement_threshold,
-            targets_met=targets_met(after, objectives),
-            optimization_details={
-                "algorithm": job.optimizer.name,
-                "parameters": {**job.optimizer.settings(), "seed": job.seed},
-                "iterations": len(self.search.points),
-                "duration_seconds": self.seconds,
-                "key_improvements": key_improvements(before, after, comparison, job.program, program),
-                "trials": [point.model_dump() for point in self.search.points],
-            },
-            spend=self.progress.meter.total,
-            spend_by_stage=self.progress.meter.by_stage(),
-            warnings=list(self.warnings),
-            program=program,
-        )
-
-    def stage(self, name: str, total: int = 0) -> None:
-        self.progress.begin(name, total)
-        self.emit(StageStarted, stage=name)
-
-    def warn(self, message: str) -> None:
-        if message not in self.warnings:
-            self.warnings.append(message)
-            self.emit(WarningRaised, known=message in self.history.warnings, message=message)
-
-    def event(self, kind: Any, **values: Any) -> Event:
-        made: Event = kind(optimization_id=self.job.optimization_id, **values)
-        return made
-
-    def emit(self, kind: Any, tell: Sequence[Event] = (), *, known: bool = False, **values: Any) -> None:
-        """Make an event, write it unless an earlier process did, and hand it to the listener."""
-        event = self.event(kind, **values)
-        if not known:
-            self.recorder.write(event, tell)
-            if kind in _COSTLY:
-                self.recorder.write(self.account())
-        self.tell(event)
-
-    def account(self) -> Event:
-        spend = self.progress.meter.by_stage()
-        return self.event(
-            SpendCounted,
-            by_stage={name: asdict(part) for name, part in spend.items()},
-            seconds=self.seconds,
-            search_seconds=self.search.seconds,
-        )
-
-    def tell(self, event: Event) -> None:
-        if self.sink is None:
-            return
-        try:
-            self.sink(event)
-        except Exception as error:  # noqa: BLE001 - the caller's; a broken listener must not cost the run
-            self.sink = None
-            self.warn(f"on_event raised {first_line(error)}: it is not called any more")

@@ -1,9 +1,11 @@
 """Events as text and back."""
 
+import json
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from agentcore.errors import JournalError, replace_secrets
 from agentcore.journal import _events, _outbox
@@ -22,16 +24,27 @@ _adapter: TypeAdapter[Event] = TypeAdapter(Annotated[_union, Field(discriminator
 
 
 def encode(event: Event, secrets: Iterable[str] = ()) -> str:
-    """JSON without any of `secrets`, as they stand or as JSON escapes them."""
-    text = event.model_dump_json()
-    hidden = list(secrets)
+    """JSON whose texts hold none of `secrets`, and no lone surrogate, which a model may answer with."""
+    hidden = [secret for secret in secrets if secret]
     if not hidden:
-        return text
-    return replace_secrets(text, {*hidden, *map(_escaped, hidden)})
+        try:
+            return event.model_dump_json()
+        except PydanticSerializationError:
+            pass  # a surrogate
+    plain = event.model_dump(mode="python")
+    cleaned = {name: value if name == "kind" else _clean(value, hidden) for name, value in plain.items()}
+    return json.dumps(cleaned, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
-def _escaped(secret: str) -> str:
-    return TypeAdapter(str).dump_json(secret).decode()[1:-1]
+def _clean(value: Any, hidden: list[str]) -> Any:
+    """Texts only: a secret of digits must not be cut out of a number."""
+    if isinstance(value, str):
+        return replace_secrets(value, hidden).encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_clean(key, hidden): _clean(item, hidden) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_clean(item, hidden) for item in value]
+    return value
 
 
 def decode(text: str) -> Event:

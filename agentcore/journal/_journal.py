@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Row, make_url
+from sqlalchemy.engine import URL, Connection, Row, make_url
 
-from agentcore.errors import JournalError
+from agentcore.errors import ConfigurationError, JournalError
 from agentcore.journal._codec import decode, encode, kind_of, kinds
 from agentcore.journal._events import Event, RunFinished
 from agentcore.journal._leases import Keeper, acquire, liveness, release, standing
 from agentcore.journal._outbox import RunEnded, RunReopened
-from agentcore.journal._payloads import FilePayloads, Payloads, TablePayloads, removable
+from agentcore.journal._payloads import FilePayloads, Payloads, TablePayloads
 from agentcore.journal._schema import (
     cursors,
     events,
@@ -30,12 +30,13 @@ from agentcore.journal._schema import (
     shown,
     streams,
 )
-from agentcore.journal._writer import Append, Lease, Writer, now_ms
+from agentcore.journal._writer import Append, Lease, Writer, append, now_ms
 from agentcore.settings import Settings
 
 T = TypeVar("T")
 
 StreamKind = Literal["optimization", "run", "adopted"]
+MAX_ID = 64
 _READER = "mlflow"
 
 
@@ -123,8 +124,14 @@ class Journal:
         *,
         tracking_id: str | None = None,
         work: bool = False,
+        first: Sequence[Event] = (),
+        secrets: Iterable[str] = (),
     ) -> "Future[Lease | None]":
-        """Make a stream, if there is none of that id; with `work`, its lease in the same commit."""
+        """Make a stream, if there is none of that id; with `work` its lease, and its `first` events, in the
+        same commit."""
+        if not 0 < len(stream) <= MAX_ID or len(tracking_id or "") > MAX_ID:
+            raise ConfigurationError(f"{tracking_id or stream!r} is no run's id")
+        events_of_it = _append(stream, first, None, secrets)
         row = {
             "id": stream,
             "kind": kind,
@@ -141,6 +148,9 @@ class Journal:
         def make(connection: Connection) -> Lease | None:
             if connection.execute(sa.select(streams.c.id).where(streams.c.id == stream)).first() is None:
                 connection.execute(streams.insert().values(**row))
+                (outcome,) = append(connection, [events_of_it])
+                if isinstance(outcome, BaseException):
+                    raise outcome
             return self._keep(acquire(connection, stream, "work")) if work else None
 
         return self._writer.submit(make)
@@ -148,6 +158,10 @@ class Journal:
     def acquire(self, stream: str, role: Literal["work", "deliver"]) -> "Future[Lease | None]":
         """The lease, renewed until it is released; None where another holder lives."""
         return self._writer.submit(lambda connection: self._keep(acquire(connection, stream, role)))
+
+    def abandon(self, lease: Lease) -> None:
+        """Release a lease, and try again where the journal can't be written just now."""
+        self._keeper.give_up(lease)
 
     def release(self, lease: Lease) -> "Future[None]":
         self._keeper.drop(lease)
@@ -202,6 +216,17 @@ class Journal:
         if of is not Event:
             wanted = wanted.where(events.c.kind.in_(kinds(of)))
         return [Entry(row.seq, decode(row.body)) for row in self._rows(wanted)]
+
+    def last(self, stream: str, *of: type[Event]) -> Event | None:
+        """The last event of these types."""
+        wanted = [kind for item in of for kind in kinds(item)]
+        query = (
+            sa.select(events.c.body)
+            .where(events.c.stream == stream, events.c.kind.in_(wanted))
+            .order_by(events.c.seq.desc())
+            .limit(1)
+        )
+        return next((decode(row.body) for row in self._rows(query)), None)
 
     def stream(self, stream: str) -> Stream | None:
         return next(iter(self._streams(streams.c.id == stream)), None)
@@ -259,9 +284,8 @@ class Journal:
             if not item.waiting and item.working == "no"
         ]
         removed = [item.id for item in old if self._writer.submit(_removal(item)).result()]
-        referenced = {name for (name,) in self._rows(sa.select(payload_refs.c.sha256).distinct())}
-        for name in removable(self.payloads, referenced):
-            self.payloads.remove(name)
+        refs = sa.select(payload_refs.c.sha256).distinct()
+        self.payloads.remove_old(lambda: {row.sha256 for row in self._rows(refs)})
         return removed
 
     def discard(self, stream: str) -> None:
@@ -358,7 +382,7 @@ def open_journal(settings: Settings | None = None) -> Journal:
         if settings.journal_url is not None:
             path = Path(make_url(settings.journal_url.get_secret_value()).database or path).absolute()
         payloads = path.parent / "payloads"
-        url = f"sqlite:///{path}"
+        url = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
     with _lock:
         key = (url, os.getpid())  # a forked child must not use its parent's connections
         if key not in _open:

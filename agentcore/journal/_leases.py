@@ -2,14 +2,15 @@
 
 import contextlib
 import threading
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from agentcore.errors import JournalError, LeaseLostError
-from agentcore.journal._owner import is_dead, this_process
+from agentcore.errors import LeaseLostError
+from agentcore.journal._owner import is_dead, is_here, this_process
 from agentcore.journal._schema import leases
 from agentcore.journal._writer import Lease, Writer, now_ms
 
@@ -41,10 +42,19 @@ def acquire(connection: Connection, stream: str, role: str) -> Lease | None:
     if held is None:
         connection.execute(leases.insert().values(stream=stream, role=role, epoch=1, **values))
         return Lease(stream, role, 1)
-    if held.until_ms > now and not is_dead(held.owner):
+    if held.until_ms and not is_over(held.owner, held.until_ms, now):
         return None
     connection.execute(leases.update().where(where).values(epoch=held.epoch + 1, **values))
     return Lease(stream, role, held.epoch + 1)
+
+
+def is_over(owner: str, until_ms: int, now: int) -> bool:
+    """Whether a lease that was not released may be taken over.
+
+    One of this machine ends with its process, which may be suspended for longer than its lease runs; one
+    elsewhere when its time is up.
+    """
+    return is_dead(owner) if is_here(owner) else until_ms <= now
 
 
 def release(connection: Connection, lease: Lease) -> None:
@@ -58,10 +68,10 @@ def standing(connection: Connection, lease: Lease) -> None:
 
 
 def liveness(owner: str | None, until_ms: int | None) -> Literal["yes", "no", "unknown"]:
-    if owner is None or not until_ms or until_ms < now_ms() or is_dead(owner):
+    if owner is None or not until_ms or is_over(owner, until_ms, now_ms()):
         return "no"
-    # One of this machine that is not dead lives; one elsewhere may have died since its last renewal.
-    return "yes" if owner.split("|")[:2] == this_process().split("|")[:2] else "unknown"
+    # One elsewhere may have died since its last renewal.
+    return "yes" if is_here(owner) else "unknown"
 
 
 class Keeper:
@@ -70,6 +80,7 @@ class Keeper:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
         self._held: set[Lease] = set()
+        self._given_up: set[Lease] = set()
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -85,6 +96,19 @@ class Keeper:
         with self._lock:
             self._held.discard(lease)
 
+    def give_up(self, lease: Lease) -> None:
+        """Release a lease, again and again until that could be written."""
+        with self._lock:
+            self._held.discard(lease)
+
+        def again(done: "Future[Any]") -> None:
+            if done.cancelled() or done.exception() is not None:
+                with self._lock:
+                    self._given_up.add(lease)
+
+        release_it = partial(release, lease=lease)
+        self._writer.submit(release_it).add_done_callback(again)
+
     def close(self) -> None:
         self._stop.set()
         with self._lock:
@@ -95,14 +119,19 @@ class Keeper:
     def _run(self) -> None:
         while not self._stop.wait(_RENEW_SECONDS):
             with self._lock:
-                held = list(self._held)
+                held, given_up = list(self._held), list(self._given_up)
+                self._given_up.clear()
+            for lease in given_up:
+                self.give_up(lease)
             if held:
-                with contextlib.suppress(JournalError):  # a lease that is lost is told at the next append
+                with contextlib.suppress(Exception):  # tried again; a lease that is lost is told at an append
                     self._writer.submit(partial(_renew, held=held)).result()
 
 
 def _renew(connection: Connection, held: list[Lease]) -> None:
     until = _now(connection) + round(LEASE_SECONDS * 1000)
+    own = leases.c.owner == this_process()
     for lease in held:
         # One that was released meanwhile stays so.
-        connection.execute(leases.update().where(_row(lease), leases.c.until_ms > 0).values(until_ms=until))
+        standing_one = (_row(lease), own, leases.c.until_ms > 0)
+        connection.execute(leases.update().where(*standing_one).values(until_ms=until))

@@ -9,20 +9,26 @@ _instance = uuid.uuid4().hex[:12]
 
 
 def this_process() -> str:
-    """`host|pid namespace|pid|start time|instance`."""
+    """`host|boot and pid namespace|pid|start time|instance`."""
     pid = os.getpid()
     return "|".join((socket.gethostname(), _namespace(), str(pid), _started(pid), f"{_instance}-{pid}"))
+
+
+def is_here(owner: str) -> bool:
+    """Whether the holder is a process that this one could see; never where there is no /proc to look into."""
+    here = _namespace()
+    return bool(here) and owner.split("|")[:2] == [socket.gethostname(), here]
 
 
 def is_dead(owner: str) -> bool:
     """True only where the holder was a process of this machine that is gone; a lease of any other holder
     has to run out."""
     try:
-        host, namespace, pid, started, _ = owner.split("|")
+        _, _, pid, started, _ = owner.split("|")
         number = int(pid)
     except ValueError:
         return False
-    if (host, namespace) != (socket.gethostname(), _namespace()):
+    if not is_here(owner):
         return False
     try:
         os.kill(number, 0)
@@ -30,12 +36,15 @@ def is_dead(owner: str) -> bool:
         return True
     except PermissionError:
         pass
-    return started != _started(number) or _is_zombie(number)
+    now = _started(number)
+    # Another user's process may not be looked into.
+    return bool(now) and (now != started or _is_zombie(number))
 
 
 def _namespace() -> str:
     try:
-        return str(Path("/proc/self/ns/pid").readlink())
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
 

@@ -5,6 +5,7 @@ import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -12,8 +13,8 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.engine import Engine
 
-from agentcore.errors import JournalError, first_line
-from agentcore.journal._schema import explain, payloads
+from agentcore.errors import JournalError, PayloadGoneError, first_line
+from agentcore.journal._schema import explain, payload_refs, payloads
 
 _UNREFERENCED_SECONDS = 3600
 """How old a payload without a reference must be to go: its event may still be on the way."""
@@ -30,17 +31,13 @@ class Payloads(Protocol):
         """The content, checked; raises `JournalError` where it is missing or changed."""
         ...
 
-    def stored(self) -> dict[str, float]:
-        """Age in seconds by sha256."""
+    def remove_old(self, referenced: Callable[[], set[str]]) -> None:
+        """Remove what no event refers to, and what is old enough not to be on its way to one.
+
+        Args:
+            referenced: asked after the old ones were listed.
+        """
         ...
-
-    def remove(self, sha256: str) -> None: ...
-
-
-def removable(store: Payloads, referenced: set[str]) -> list[str]:
-    return [
-        name for name, age in store.stored().items() if name not in referenced and age > _UNREFERENCED_SECONDS
-    ]
 
 
 class FilePayloads:
@@ -53,7 +50,7 @@ class FilePayloads:
         name = hashlib.sha256(content).hexdigest()
         path = self._path(name)
         try:
-            if path.exists():
+            with contextlib.suppress(FileNotFoundError):
                 os.utime(path)  # young again: a pruning that runs just now leaves it
                 return name
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -67,26 +64,41 @@ class FilePayloads:
     def get(self, sha256: str) -> bytes:
         try:
             content = self._path(sha256).read_bytes()
+        except FileNotFoundError:
+            raise PayloadGoneError(f"payload {sha256[:12]} is not in {self.directory} any more") from None
         except OSError as error:
             raise JournalError(f"payload {sha256[:12]} can't be read: {first_line(error)}") from None
         return _checked(sha256, content)
 
-    def stored(self) -> dict[str, float]:
-        now, found = time.time(), {}
-        for path in self.directory.glob("??/*"):
-            with contextlib.suppress(FileNotFoundError):
-                age = now - path.stat().st_mtime
-                if not path.name.startswith("."):
-                    found[path.name] = age
-                elif age > _UNREFERENCED_SECONDS:
-                    path.unlink()  # the draft of a process that was killed
-        return found
+    def remove_old(self, referenced: Callable[[], set[str]]) -> None:
+        try:
+            old = [path for path in self.directory.glob("??/*") if _age(path) > _UNREFERENCED_SECONDS]
+            needed = referenced() if old else set()
+            for path in old:
+                if path.name not in needed:
+                    self._remove(path)
+        except OSError as error:
+            raise JournalError(f"{self.directory} can't be pruned: {first_line(error)}") from None
 
-    def remove(self, sha256: str) -> None:
-        self._path(sha256).unlink(missing_ok=True)
+    def _remove(self, path: Path) -> None:
+        """Put aside, look again and remove: a `put` just now may have made it young."""
+        aside = path.with_name(f".old-{path.name}")
+        path.rename(aside)
+        if _age(aside) > _UNREFERENCED_SECONDS:
+            aside.unlink(missing_ok=True)
+        else:
+            aside.rename(path)
 
     def _path(self, name: str) -> Path:
         return self.directory / name[:2] / name
+
+
+def _age(path: Path) -> float:
+    """Seconds since it was put; 0 for one that is gone."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -109,7 +121,7 @@ def _write(path: Path, content: bytes) -> None:
 
 def _checked(sha256: str, content: bytes) -> bytes:
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise JournalError(f"payload {sha256[:12]} was changed on disk: it can't be used")
+        raise PayloadGoneError(f"payload {sha256[:12]} was changed on disk: it can't be used")
     return content
 
 
@@ -139,15 +151,16 @@ class TablePayloads:
         except sa.exc.SQLAlchemyError as error:
             raise JournalError(f"payload {sha256[:12]} can't be read: {explain(error)}") from None
         if content is None:
-            raise JournalError(f"payload {sha256[:12]} is not in the journal")
+            raise PayloadGoneError(f"payload {sha256[:12]} is not in the journal any more")
         return _checked(sha256, bytes(content))
 
-    def stored(self) -> dict[str, float]:
-        now = time.time()
-        with self.engine.connect() as connection:
-            rows = connection.execute(sa.select(payloads.c.sha256, payloads.c.touched_ms)).all()
-        return {name: now - touched / 1000 for name, touched in rows}
-
-    def remove(self, sha256: str) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(payloads.delete().where(payloads.c.sha256 == sha256))
+    def remove_old(self, referenced: Callable[[], set[str]]) -> None:
+        before = round((time.time() - _UNREFERENCED_SECONDS) * 1000)
+        # One statement: what is put or referred to meanwhile stays.
+        used = sa.select(payload_refs.c.sha256)
+        old = payloads.delete().where(payloads.c.touched_ms < before, payloads.c.sha256.not_in(used))
+        try:
+            with self.engine.begin() as connection:
+                connection.execute(old)
+        except sa.exc.SQLAlchemyError as error:
+            raise JournalError(f"payloads can't be pruned: {explain(error)}") from None

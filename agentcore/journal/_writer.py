@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import os
 import queue
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from agentcore.errors import JournalError, LeaseLostError
+from agentcore.errors import JournalError, LeaseLostError, UnknownRunError
 from agentcore.journal._schema import commits, events, explain, leases, payload_refs, streams
 
 _MAX_GROUP = 2000
@@ -45,6 +46,8 @@ class Append:
 
 
 Work = Callable[[Connection], Any]
+_LOST = (sa.exc.OperationalError, sa.exc.InterfaceError)
+"""The database itself failed: nothing of the transaction stands."""
 
 
 @dataclass
@@ -63,6 +66,7 @@ class Writer:
         self._number = 0
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closed = False
+        self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="agentcore-journal", daemon=True)
         self._thread.start()
 
@@ -70,7 +74,9 @@ class Writer:
         """A future that is done once the change is durable: an append's is its last sequence number, other
         work's is what it returns."""
         item = _Item(work)
-        if self._closed:
+        if self._pid != os.getpid():
+            item.done.set_exception(JournalError("a forked process must open the journal itself"))
+        elif self._closed:
             item.done.set_exception(JournalError("the journal is closed"))
         else:
             self._queue.put(item)
@@ -101,7 +107,11 @@ class Writer:
     def _write(self, group: list[_Item]) -> None:
         try:
             outcomes = self._durably(group)
-        except BaseException as error:  # noqa: BLE001 - handed to everyone who waits
+        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+            if len(group) > 1 and not isinstance(error, _LOST):
+                for item in group:  # one of them is what the database can't take
+                    self._write([item])
+                return
             failure = error
             if isinstance(error, sa.exc.SQLAlchemyError):
                 failure = JournalError(f"the journal can't be written: {explain(error)}")
@@ -126,7 +136,7 @@ class Writer:
                     outcomes = self._apply(connection, group)
                     self._mark(connection)
                 return outcomes
-            except (sa.exc.OperationalError, sa.exc.InterfaceError):
+            except _LOST:
                 if not self._shared or time.monotonic() > deadline:
                     raise
                 time.sleep(min(2.0, 0.1 * 2**attempt))
@@ -151,7 +161,7 @@ class Writer:
         outcomes: list[Any] = []
         for appends, items in itertools.groupby(group, key=lambda item: isinstance(item.work, Append)):
             if appends:
-                outcomes += _append(connection, [item.work for item in items])  # type: ignore[misc]
+                outcomes += append(connection, [item.work for item in items])  # type: ignore[misc]
             else:
                 outcomes += [_outcome(connection, item.work) for item in items]  # type: ignore[arg-type]
         return outcomes
@@ -161,11 +171,16 @@ def _outcome(connection: Connection, work: Work) -> Any:
     try:
         with connection.begin_nested():
             return work(connection)
-    except (JournalError, sa.exc.IntegrityError) as error:
+    except _LOST:
+        raise
+    except sa.exc.SQLAlchemyError as error:
+        return JournalError(f"the journal refused: {explain(error)}")
+    except Exception as error:  # noqa: BLE001 - handed to the one who waits; the others' work goes on
         return error
 
 
-def _append(connection: Connection, appends: list[Append]) -> list[Any]:
+def append(connection: Connection, appends: list[Append]) -> list[Any]:
+    """Within a transaction: each append's last sequence number, or why it was refused."""
     by_stream: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(appends):
         by_stream[item.stream].append(index)
@@ -185,7 +200,12 @@ def _append(connection: Connection, appends: list[Append]) -> list[Any]:
         _number(connection, stream, [appends[index] for index in allowed], allowed, outcomes, rows)
     if rows:
         connection.execute(events.insert(), rows)
-    refs = {(item.stream, name) for item in appends for name in item.payloads}
+    refs = {
+        (item.stream, name)
+        for item, outcome in zip(appends, outcomes, strict=True)
+        if not isinstance(outcome, BaseException)
+        for name in item.payloads
+    }
     for stream, name in sorted(refs):
         with contextlib.suppress(sa.exc.IntegrityError), connection.begin_nested():
             connection.execute(payload_refs.insert().values(stream=stream, sha256=name))
@@ -212,7 +232,9 @@ def _number(
     last = connection.execute(statement.returning(streams.c.last_seq)).scalar()
     if last is None:
         for index in indices:
-            outcomes[index] = JournalError(f"the journal has no run {stream}")
+            outcomes[index] = UnknownRunError(
+                f"the journal has no run {stream}: it was removed, or never in it"
+            )
         return
     numbers: Iterator[int] = iter(range(last - total + 1, last + 1))
     for index, item in zip(indices, appends, strict=True):
@@ -222,7 +244,9 @@ def _number(
 
 
 def _epochs(connection: Connection, stream: str) -> dict[str, int]:
-    found = connection.execute(sa.select(leases.c.role, leases.c.epoch).where(leases.c.stream == stream))
+    held = sa.select(leases.c.role, leases.c.epoch).where(leases.c.stream == stream)
+    # In Postgres nobody may take the lease over between this look and the commit.
+    found = connection.execute(held.with_for_update(read=True))
     return {row.role: row.epoch for row in found}
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import contextlib
+import errno
 import logging
 import os
 import shutil
@@ -41,6 +42,18 @@ _REJECTIONS = frozenset(
 _REFUSALS = frozenset(
     {"UNAUTHENTICATED", "PERMISSION_DENIED", "CUSTOMER_UNAUTHORIZED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"}
 )
+
+
+_WRONG_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+
+
+def _kind_of_reply(reply: Any) -> type[TrackingError]:
+    status = int(reply.status_code)
+    if status in (401, 403, 407):
+        return Held
+    if "sqlalche.me" in reply.text:
+        return Unreachable
+    return Rejected if 400 <= status < 500 and status not in (404, 408, 425, 429) else Unreachable
 
 
 class Connection:
@@ -89,10 +102,15 @@ class Connection:
                 )
 
     def _kind(self, error: Exception) -> type[TrackingError]:
+        import requests
         from mlflow.exceptions import MlflowException, RestException
 
+        if isinstance(error, requests.HTTPError) and error.response is not None:
+            return _kind_of_reply(error.response)  # what artifacts' routes raise
         if not isinstance(error, MlflowException):
-            return Unreachable
+            # A file's name or place that the file system will never take.
+            lasting = isinstance(error, OSError) and error.errno in _WRONG_NAMES
+            return Rejected if lasting else Unreachable
         if error.error_code in _REFUSALS:
             return Held
         # A page that is not MLflow's JSON comes from something before it.
@@ -136,7 +154,7 @@ _lock = threading.Lock()
 def connection_to(config: MLflowConfig) -> Connection:
     """The connection to a server, which all that use it in this process share with its bound."""
     shared = config.model_dump(exclude={"experiment_name", "artifact_location"})
-    key = f"{shared} {os.getpid()}"
+    key = f"{shared} {_credentials(config)} {os.getpid()}"
     with _lock:
         if key not in _connections:
             _connections[key] = Connection(config)

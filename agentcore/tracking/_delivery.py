@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from agentcore.errors import AgentCoreError, JournalError, LeaseLostError, TrackingError, first_line
 from agentcore.journal import Journal
-from agentcore.settings import MLflowConfig, shown_uri
-from agentcore.tracking._client import Connection, Held, connection_to
+from agentcore.settings import MLflowConfig, Settings, shown_uri
+from agentcore.tracking._client import Connection, Held, Unreachable, connection_to
 from agentcore.tracking._sender import Sender
 
 _logger = logging.getLogger("agentcore")
@@ -46,12 +46,12 @@ class Delivery:
     Failures are tried again, with pauses that grow to 30 s; what waits stays in the journal.
     """
 
-    def __init__(self, journal: Journal, config: MLflowConfig) -> None:
+    def __init__(self, journal: Journal, config: MLflowConfig, own: set[str] | None = None) -> None:
         self.journal = journal
         self.destination = destination_of(config)
-        self.own: set[str] = set()
-        """Runs that this process writes to."""
-        self._connection: Connection = connection_to(config)
+        self.own = set() if own is None else own
+        """Runs that this process writes to, by whichever delivery to this destination."""
+        self.connection: Connection = connection_to(config)
         self._due: dict[str, float] = {}
         self._active: set[str] = set()
         self._failures: dict[str, _Failure] = {}
@@ -61,6 +61,10 @@ class Delivery:
         self._stopping = False
 
     # From any thread
+
+    @property
+    def stopped(self) -> bool:
+        return self._stopping
 
     def notify(self, stream: str) -> None:
         """Something was appended to this process's `stream`."""
@@ -111,7 +115,7 @@ class Delivery:
                 now = time.monotonic()
                 if deadline is None and self._ready:
                     deadline = now + seconds
-                if deadline is not None and now >= deadline:
+                if self._stopping or (deadline is not None and now >= deadline):
                     return None
                 self._changed.wait(0.05 if deadline is None else min(0.05, deadline - now))
 
@@ -131,15 +135,18 @@ class Delivery:
         wanted = set(self.own if streams is None else streams)
         began = time.monotonic()
         self._hurry(wanted)
+        moved, before = began, -1
         while left := self._left(wanted):
             now = time.monotonic()
+            if sum(left.values()) != before:
+                moved, before = now, sum(left.values())
             with self._changed:
                 failing = [self._failures.get(stream) for stream in left]
             fresh = [item for item in failing if item is not None and item.at > began]
-            given_up = any(isinstance(item.error, Held) for item in fresh) or (
-                len(fresh) == len(left) and now - began > patience
-            )
-            if given_up or (timeout is not None and now - began > timeout):
+            refused = len(fresh) == len(left) and all(isinstance(item.error, Held) for item in fresh)
+            stuck = bool(fresh) and now - max(began, moved) > patience
+            late = timeout is not None and now - began > timeout
+            if refused or stuck or late or self._stopping:
                 raise self._undelivered(left, fresh[0].error if fresh else None)
             with self._changed:
                 for stream in left:
@@ -149,13 +156,17 @@ class Delivery:
                 self._changed.notify_all()
                 self._changed.wait(0.1)
 
-    def stop(self) -> None:
-        """End the threads after the request that each has under way."""
+    def halt(self) -> None:
+        """Begin nothing more."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End the threads after the request that each has under way."""
+        self.halt()
         for thread in self._threads:
-            thread.join(timeout=2 * self._connection.config.request_timeout)
+            thread.join(timeout=2 * self.connection.config.request_timeout)
 
     # How
 
@@ -177,7 +188,7 @@ class Delivery:
         """Called with the condition held. All threads start now: at exit none can be started any more."""
         if self._threads or self._stopping:
             return
-        for number in range(self._connection.slots):
+        for number in range(self.connection.slots):
             thread = threading.Thread(target=self._work, name=f"agentcore-delivery-{number}", daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -208,8 +219,9 @@ class Delivery:
                     for stream, when in self._due.items()
                     if stream not in self._active and when <= now
                 ]
-                # While the server fails, one request asks whether it is back.
-                if due and not (self._failures and self._active):
+                # While the server is away, one request asks whether it is back.
+                away = any(isinstance(item.error, Unreachable) for item in self._failures.values())
+                if due and not (away and self._active):
                     _, stream = min(due, key=lambda item: item[0])
                     del self._due[stream]
                     self._active.add(stream)
@@ -220,7 +232,7 @@ class Delivery:
 
     def _prepare(self) -> None:
         if not self._ready:
-            self._connection.prepare()
+            self.connection.prepare()
             with self._changed:
                 self._ready = True
                 self._changed.notify_all()
@@ -233,7 +245,7 @@ class Delivery:
         try:
             known = self.journal.stream(stream)
             if known is not None:
-                Sender(self.journal, self._connection, known, lease, self._progressed(stream)).run()
+                Sender(self.journal, self.connection, known, lease, self._progressed(stream)).run()
         finally:
             self.journal.release(lease)
         return True
@@ -274,19 +286,22 @@ def destination_of(config: MLflowConfig) -> str:
     return shown_uri(uri)
 
 
-_deliveries: dict[tuple[int, str], Delivery] = {}
+_deliveries: dict[tuple[int, str, int, int], Delivery] = {}
+_own: dict[tuple[int, str, int], set[str]] = {}
 _lock = threading.Lock()
 _exit_seconds: float | None = 10.0
 
 
 def delivery_for(journal: Journal, config: MLflowConfig) -> Delivery:
-    """The delivery from a journal to a server; one for each in this process."""
+    """The delivery from a journal to a server; one for each server and credentials in this process."""
     with _lock:
-        key = (id(journal), f"{destination_of(config)} {os.getpid()}")
+        where = (id(journal), destination_of(config), os.getpid())
+        # Other credentials or limits make another delivery: the first may be of no use.
+        key = (*where, id(connection_to(config)))
         if key not in _deliveries:
             if not _deliveries:
                 atexit.register(_at_exit)
-            _deliveries[key] = Delivery(journal, config)
+            _deliveries[key] = Delivery(journal, config, _own.setdefault(where, set()))
             threading.Thread(
                 target=_take_over, args=(_deliveries[key],), name="agentcore-backlog", daemon=True
             ).start()
@@ -294,9 +309,11 @@ def delivery_for(journal: Journal, config: MLflowConfig) -> Delivery:
 
 
 def _take_over(delivery: Delivery) -> None:
-    """What earlier processes left is delivered with what this one writes."""
+    """What earlier processes left is delivered with what this one writes; what is old and delivered goes."""
     try:
         delivery.deliver_backlog()
+        keep_ms = Settings().journal_keep_days * 86_400_000
+        delivery.journal.prune(round(time.time() * 1000 - keep_ms))
     except JournalError as error:
         _logger.warning("%s", error)
 
@@ -313,14 +330,15 @@ def stop_deliveries() -> None:
         for delivery in _deliveries.values():
             delivery.stop()
         _deliveries.clear()
+        _own.clear()
 
 
 def _at_exit() -> None:
     if _exit_seconds is None:
         return
     deadline = time.monotonic() + _exit_seconds
-    for (_, key), delivery in list(_deliveries.items()):
-        if not key.endswith(f" {os.getpid()}"):
+    for (_, _, pid, _), delivery in list(_deliveries.items()):
+        if pid != os.getpid():
             continue  # a forked child has none of the threads
         try:
             delivery.flush(timeout=max(0.0, deadline - time.monotonic()), patience=1.0)

@@ -23,6 +23,8 @@ from agentcore.journal import (
 
 _MAX_PARAM = 6000
 _MAX_TAG = 8000
+_MAX_NAME = 200
+"""Bytes; file systems take 255, and stores of artifacts add to it."""
 DIGEST_TAG = "agentcore.sha256."
 """Followed by an artifact's path, holds its digest, in another store than the artifact."""
 
@@ -64,11 +66,11 @@ class Entries:
 
     def clean(self, value: Any, limit: int) -> str:
         """Text without secrets, cut where MLflow would cut it without a word."""
-        text = redact(str(value), self.secrets)
+        # A lone surrogate, which a model may answer with, is no UTF-8.
+        text = redact(str(value), self.secrets).encode("utf-8", "backslashreplace").decode()
         return text if len(text) <= limit else text[: limit - 1] + "…"
 
     def text(self, path: str, text: str) -> list[Draft]:
-        # A lone surrogate, which a model may answer with, is no UTF-8.
         content = redact(text, self.secrets).encode("utf-8", "backslashreplace")
         return self._file(path, content)
 
@@ -95,8 +97,11 @@ class Entries:
 
     def _file(self, path: str, content: bytes) -> list[Draft]:
         parts = path.split("/")
-        if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
-            raise ConfigurationError(f"artifact path {path!r}: use a relative path without '..'")
+        if any(part in ("", ".", "..") or len(part.encode()) > _MAX_NAME or "\0" in part for part in parts):
+            raise ConfigurationError(
+                f"artifact path {path[:80]!r}: use a relative path without '..', "
+                f"each part of at most {_MAX_NAME} bytes"
+            )
         if len(content) > self.max_bytes:
             raise ArtifactError(
                 f"artifact {path} has {len(content) / 2**20:.3g} MiB, the limit is "

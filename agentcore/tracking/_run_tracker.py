@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import hashlib
 import json
+import os
 import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Protocol, cast
 from agentcore._sync import SyncTwin
 from agentcore._threads import run_in_thread
 from agentcore._version import __version__
-from agentcore.errors import ArtifactError, ConfigurationError, TrackingError
+from agentcore.errors import ArtifactError, ConfigurationError, TrackingError, UnknownRunError
 from agentcore.journal import (
     Journal,
     RunCreated,
@@ -111,8 +112,8 @@ class RunTracker:
         key = uuid.uuid4().hex
         created = self.run_created(key, request, run_name, tags)
         journal, delivery = await self.opened()
-        await wait(journal.create(key, "run", created.name, delivery.destination))
-        await self._write(key, [created])
+        await wait(journal.create(key, "run", created.name, delivery.destination, first=[created]))
+        delivery.notify(key)
         try:
             made = await run_in_thread(lambda: delivery.wait_for_run(key, _START_SECONDS))
         except Held:
@@ -299,7 +300,14 @@ class RunTracker:
         return run
 
     async def _log(self, run_id: str, drafts: Sequence[Draft]) -> None:
-        if drafts:
+        if not drafts:
+            return
+        try:
+            await self._write(await self._stream(run_id), drafts)
+        except UnknownRunError:
+            if self._streams.pop(run_id, None) is None or run_id.startswith(_LOCAL):
+                raise
+            # It was delivered and pruned meanwhile: whoever made it, its id in MLflow is known.
             await self._write(await self._stream(run_id), drafts)
 
     async def _write(self, stream: str, drafts: Sequence[Draft]) -> None:
@@ -326,11 +334,14 @@ class RunTracker:
 
     async def opened(self) -> tuple[Journal, Delivery]:
         """The journal, and the delivery from it to this tracker's MLflow."""
-        if self._home is None:
-            self._home = await run_in_thread(self._open)
-        return self._home
+        home = self._home
+        if home is None or home[0] != os.getpid() or home[2].stopped:
+            journal, delivery = await run_in_thread(self._open)
+            home = self._home = (os.getpid(), journal, delivery)
+        return home[1:]
 
-    _home: tuple[Journal, Delivery] | None = None
+    _home: tuple[int, Journal, Delivery] | None = None
+    """A forked process must not use its parent's."""
 
     def _open(self) -> tuple[Journal, Delivery]:
         journal = open_journal()

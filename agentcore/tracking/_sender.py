@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentcore.errors import JournalError, LeaseLostError
+from agentcore.errors import LeaseLostError, PayloadGoneError
 from agentcore.journal import (
     ArtifactLogged,
     Entry,
@@ -93,15 +93,11 @@ class Sender:
     def _deliver(self, batch: Batch) -> Rejections:
         try:
             self._send([entry.event for entry in batch])
-        except Rejected as error:
+        except (Rejected, PayloadGoneError) as error:
             if len(batch) == 1:
                 return [(batch[0].seq, str(error))]
             # One of them is refused: the others must not go with it.
             return [item for entry in batch for item in self._deliver([entry])]
-        except LeaseLostError:
-            raise
-        except JournalError as error:  # a payload is gone, and will not come back
-            return [(batch[0].seq, str(error))]
         return []
 
     def _send(self, events: Sequence[Any]) -> None:
@@ -111,7 +107,7 @@ class Sender:
             return
         run_id = self.run_id
         if run_id is None:
-            raise JournalError("its run was refused")
+            raise Rejected("its run was refused")
         if isinstance(first, MetricsLogged | ParamsLogged | TagsSet):
             self.connection.run(lambda client: log_batch(client, run_id, events))
         elif isinstance(first, InputsLogged):

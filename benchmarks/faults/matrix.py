@@ -202,7 +202,7 @@ def kill_client(row: Row, stack: Stack, config: MLflowConfig, rng: random.Random
 
 
 def fill_disk(row: Row, stack: Stack, config: MLflowConfig, rng: random.Random, events: int) -> None:
-    """The journal's file system is full at a random moment, and is given space again after the run has failed."""
+    """The journal's file system is full at a random moment, and gets space again after the run has failed."""
     with tempfile.TemporaryDirectory() as directory:
         mount = Path(directory, "small")
         mount.mkdir()

@@ -5,18 +5,21 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import dspy
 import pytest
+import sqlalchemy as sa
 from mlflow import MlflowClient
 
 from agentcore.dspy_optimization import OptimizationPipeline
 from agentcore.errors import ConfigurationError, JournalError, LMUnavailableError
 from agentcore.journal import ExampleMeasured, TrialFinished, close_journals, open_journal
+from agentcore.journal import _leases as leases_module
 from agentcore.lm import offline_lm
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker, program_state, stop_deliveries
+from agentcore.tracking import Delivery, MLflowTracker, program_state, stop_deliveries
 from tests.support import QUICK, AsyncClassifier, Classifier, colours, request
 from tests.support.job import CONCURRENCY
 
@@ -245,7 +248,7 @@ async def test_another_pipeline_is_refused(config, change, message):
 async def test_a_run_has_one_owner(config):
     run_id = await stopped(config, ("baseline_measured", 1))
     running = asyncio.Event()
-    first = pipeline_for(config, lm=offline_lm(latency=0.02), on_event=lambda event: running.set())
+    first = pipeline_for(config, lm=offline_lm(latency=0.2), on_event=lambda event: running.set())
     task = asyncio.create_task(first.resume(run_id))
     await asyncio.wait_for(running.wait(), 30)
     with pytest.raises(ConfigurationError, match="another process is working on run"):
@@ -269,8 +272,12 @@ async def test_whoever_loses_its_run_stops(config):
             journal._writer.submit(steal).result()
             taken.append(journal.acquire(stream, "work").result())
 
+    lm = offline_lm(latency=0.02)
     with pytest.raises(JournalError, match="taken over by another process: this one stops"):
-        await pipeline_for(config, on_event=follow).run_optimization(request(), training_data=colours())
+        await pipeline_for(config, lm=lm, on_event=follow).run_optimization(
+            request(), training_data=colours()
+        )
+    assert lm.engine.calls < 45  # it stops at its next event, and pays for no more
     (lease,) = taken
     journal.release(lease).result()
     result = await pipeline_for(config).resume(lease.stream)
@@ -297,6 +304,131 @@ async def test_a_run_of_another_server(config):
     other = config.model_copy(update={"tracking_uri": "http://127.0.0.1:9"})
     with pytest.raises(ConfigurationError, match=r"is tracked at sqlite:.*set MLFLOW_TRACKING_URI"):
         await pipeline_for(other).resume(run_id)
+
+
+async def test_a_run_that_failed_and_was_resumed_has_no_error(config):
+    lm = offline_lm(num_retries=0, error_rate=1.0)
+    with pytest.raises(LMUnavailableError):
+        await pipeline_for(config, lm=lm).run_optimization(request(), training_data=colours())
+    tracker = MLflowTracker(config)
+    (run,) = await tracker.search_runs()
+    assert "language model failed" in run.tags["error"]
+    await pipeline_for(config).resume(run.run_id)
+    (run,) = await tracker.search_runs()
+    assert (run.status, run.tags["error"]) == ("FINISHED", "")
+
+
+@pytest.mark.parametrize("wrong", ["cancelled", "journal away"])
+async def test_what_comes_after_the_end_does_not_undo_it(config, monkeypatch, wrong):
+    """The result is durable, and the process just waits for MLflow's id."""
+    ended = asyncio.Event()
+
+    def follow(event):
+        if event.kind == "run_finished":
+            ended.set()
+
+    def wait_for_run(self, stream, seconds):
+        if wrong == "journal away":
+            raise JournalError("can't be read")
+        time.sleep(1)
+
+    monkeypatch.setattr(Delivery, "wait_for_run", wait_for_run)
+    task = asyncio.create_task(
+        pipeline_for(config, on_event=follow).run_optimization(request(), training_data=colours())
+    )
+    await asyncio.wait_for(ended.wait(), 60)
+    if wrong == "cancelled":
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    else:
+        assert (await task).status == "completed"
+    (run,) = await MLflowTracker(config).search_runs()
+    assert (run.status, run.tags["optimization_status"]) == ("FINISHED", "completed")
+
+
+async def test_trials_that_were_paid_for_count_though_no_time_is_left(config, undisturbed):
+    run_id = await stopped(config, ("step_finished", 3))
+    journal = open_journal()
+    (stream,) = journal.find(run_id)
+
+    def spend_all_time(connection):
+        from agentcore.journal._schema import events
+
+        rows = connection.execute(events.select().where(events.c.stream == stream.id)).all()
+        for row in rows:
+            body = json.loads(row.body)
+            where = (events.c.stream == row.stream) & (events.c.seq == row.seq)
+            if row.kind == "spend_counted":
+                text = json.dumps({**body, "search_seconds": 7199.999})
+                connection.execute(events.update().where(where).values(body=text))
+            elif row.kind == "step_finished" and body["step"] == "search":
+                connection.execute(events.delete().where(where))  # it died a moment earlier
+
+    journal._writer.submit(spend_all_time).result()
+    result = await pipeline_for(config).resume(run_id)
+    assert result.optimization_details["trials"] == undisturbed.optimization_details["trials"]
+    assert program_state(result.program) == program_state(undisturbed.program)
+
+
+async def test_a_journal_that_fails_while_a_run_is_cancelled(config, monkeypatch):
+    """The cancellation stays one, and the run can be resumed as soon as the disk has room."""
+    reached, full = asyncio.Event(), True
+
+    def follow(event):
+        if event.kind == "trial_finished":
+            reached.set()
+
+    journal = open_journal()
+    pipeline = pipeline_for(config, lm=offline_lm(latency=0.01), on_event=follow)
+    task = asyncio.create_task(pipeline.run_optimization(request(), training_data=colours()))
+    await asyncio.wait_for(reached.wait(), 60)
+    real = journal._writer._durably
+
+    def durably(group):
+        if full:
+            raise sa.exc.OperationalError("INSERT", {}, Exception("database or disk is full"))
+        return real(group)
+
+    monkeypatch.setattr(journal._writer, "_durably", durably)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    full = False
+    monkeypatch.setattr(leases_module, "_RENEW_SECONDS", 0.05)
+    (stream,) = journal.streams()
+    async with asyncio.timeout(20):
+        while journal.stream(stream.id).working != "no":
+            await asyncio.sleep(0.05)
+    assert (await pipeline_for(config).resume(stream.id)).status == "completed"
+
+
+async def test_cancelling_a_resume_leaves_no_lease(config):
+    run_id = await stopped(config, ("baseline_measured", 1))
+    for seconds in (0, 0.005, 0.02):
+        task = asyncio.create_task(pipeline_for(config).resume(run_id))
+        await asyncio.sleep(seconds)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    async with asyncio.timeout(20):
+        while open_journal().stream(run_id).working != "no":
+            await asyncio.sleep(0.02)
+    assert (await pipeline_for(config).resume(run_id)).status == "completed"
+
+
+async def test_a_model_that_answers_no_unicode(config):
+    """A lone surrogate in an answer ends neither the run nor its resumption."""
+    program = AsyncClassifier()
+
+    class Odd(AsyncClassifier):
+        async def aforward(self, thing):
+            answer = await super().aforward(thing)
+            return dspy.Prediction(colour=answer.colour, note="\ud83d")
+
+    result = await pipeline_for(config, program=Odd()).run_optimization(request(), training_data=colours())
+    assert result.status == "completed"
+    assert program.predict.signature
 
 
 def start_job(tmp_path, *run, **environment):

@@ -5,6 +5,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from concurrent.futures import wait as wait_all
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from agentcore.errors import ConfigurationError, JournalError, LeaseLostError
+from agentcore.errors import ConfigurationError, JournalError, LeaseLostError, PayloadGoneError
 from agentcore.journal import (
     ArtifactLogged,
     Journal,
@@ -325,6 +326,103 @@ def test_secrets_are_cut_out_also_where_json_escapes_them(journal, key):
     journal.append(key, [TagsSet(tags={"a": f"has {secret}"})], secrets=[secret]).result()
     (entry,) = journal.read(key)
     assert entry.event.tags == {"a": "has [redacted]"}
+
+
+def test_a_secret_of_digits_or_words_leaves_the_event_readable(journal, key):
+    journal.create(key, "run", "a run", DESTINATION).result()
+    event = MetricsLogged(metrics={"acc": 1 / 9})
+    journal.append(key, [event], secrets=["11111111", "metrics_logged", "timestamp_ms", ""]).result()
+    assert [entry.event for entry in journal.read(key)] == [event]
+
+
+def test_a_lone_surrogate_is_kept_as_text(journal, key):
+    journal.create(key, "run", "a run", DESTINATION).result()
+    journal.append(key, [TagsSet(tags={"a": "x \ud83d"})]).result()
+    (entry,) = journal.read(key)
+    assert entry.event.tags == {"a": "x \\ud83d"}
+
+
+def test_what_the_database_cannot_take_harms_no_other(journal, key):
+    journal.create(key, "run", "a run", DESTINATION).result()
+    entered, go_on = threading.Event(), threading.Event()
+
+    def hold(connection):
+        entered.set()
+        go_on.wait(10)
+
+    journal._writer.submit(hold)  # so that the next ones share a transaction
+    entered.wait(10)
+    good = journal.append(key, [metric(1)])
+    bad = journal.create(uuid.uuid4().hex, "run", "a \ud83d name", DESTINATION)
+    more = journal.append(key, [metric(2)])
+    go_on.set()
+    assert (good.result(), more.result()) == (1, 2)
+    assert bad.exception() is not None
+    with pytest.raises(ConfigurationError, match="is no run's id"):
+        journal.create("x" * 65, "run", "a run", DESTINATION)
+
+
+def test_a_run_is_made_with_its_first_events_or_not_at_all(journal, key):
+    lease = journal.create(key, "run", "a run", DESTINATION, work=True, first=[metric(1), metric(2)]).result()
+    assert (lease.epoch, journal.stream(key).last_seq, values(journal, key)) == (1, 2, [1, 2])
+    assert journal.last(key, TagsSet, MetricsLogged) == journal.read(key)[-1].event
+    assert journal.last(key, TagsSet) is None
+
+
+def test_a_suspended_process_keeps_its_lease(journal, key, monkeypatch):
+    """Ctrl-Z, or a laptop that slept: it goes on later, and must not find its run taken."""
+    journal.create(key, "optimization", "a run", DESTINATION, work=True).result()
+    later = leases_module.now_ms() + 3_600_000
+    monkeypatch.setattr(leases_module, "_now", lambda connection: later)
+    monkeypatch.setattr(leases_module, "now_ms", lambda: later)
+    assert journal.acquire(key, "work").result() is None
+    assert journal.stream(key).working == "yes"
+
+
+def test_a_lease_that_could_not_be_released_is_later(journal, key, monkeypatch):
+    monkeypatch.setattr(leases_module, "_RENEW_SECONDS", 0.02)
+    lease = journal.create(key, "run", "a run", DESTINATION, work=True).result()
+    real, failed = leases_module.release, []
+
+    def release(connection, lease):
+        if not failed:
+            failed.append(1)
+            raise JournalError("the disk is full")
+        real(connection, lease)
+
+    monkeypatch.setattr(leases_module, "release", release)
+    journal.abandon(lease)
+    deadline = time.monotonic() + 10
+    while journal.stream(key).working == "yes":
+        assert time.monotonic() < deadline
+    assert failed
+
+
+def test_a_refused_append_leaves_no_reference(journal, key, monkeypatch):
+    monkeypatch.setattr(payloads_module, "_UNREFERENCED_SECONDS", -1)
+    sha = journal.payloads.put(os.urandom(100))
+    refused = journal.append("missing", [ArtifactLogged(path="a", sha256=sha, size=1)])
+    assert isinstance(refused.exception(), JournalError)
+    journal.prune(0)
+    with pytest.raises(PayloadGoneError):
+        journal.payloads.get(sha)
+
+
+def test_a_payload_put_again_survives_a_pruning_that_runs_just_then(home, journal, monkeypatch):
+    monkeypatch.setattr(payloads_module, "_UNREFERENCED_SECONDS", 3600)
+    content = os.urandom(100)
+    sha = journal.payloads.put(content)
+    if home == "postgres":
+        return  # one statement: there is no moment between
+    old = time.time() - 7200
+    os.utime(journal.payloads._path(sha), (old, old))
+
+    def referenced():
+        journal.payloads.put(content)
+        return set()
+
+    journal.payloads.remove_old(referenced)
+    assert journal.payloads.get(sha) == content
 
 
 def test_a_full_disk_is_said_and_keeps_what_was_there(tmp_path):

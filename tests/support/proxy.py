@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 Fault = Callable[[str, str], str | None]
 """Of method and path: `lose` the reply, `hang`, `drop` the request, answer `pool` (MLflow's HTTP 400 for its
-own exhausted pool) or `503`; None passes it on."""
+own exhausted pool), `503` or `413`; None passes it on."""
 
 _POOL = (
     b'{"error_code": "BAD_REQUEST", "message": "QueuePool limit of size 5 overflow 10 reached, connection '
@@ -81,8 +81,11 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in ("hang", "drop"):
             self.hang_up()
             return
-        if fault in ("pool", "503"):
-            self.reply(400 if fault == "pool" else 503, {}, _POOL if fault == "pool" else b"{}")
+        if fault == "pool":
+            self.reply(400, {}, _POOL)
+            return
+        if fault in ("503", "413"):
+            self.reply(int(fault), {}, b"{}")
             return
         time.sleep(proxy.latency)
         connection = http.client.HTTPConnection(*proxy.target, timeout=60)

@@ -81,14 +81,13 @@ class SearchTask:
         """
         try:
             report = await self.evaluate(program, examples, len(self.trials))
+            self.report(Trial(len(self.trials), program.deepcopy(), report.mean_score, full, len(examples)))
+            await self.durable()
+            return report.mean_score
         except LMUnavailableError as error:
             self.guard.stop("outage", error)
         except AgentCoreError as error:
             self.guard.stop("failed", error)
-        else:
-            self.report(Trial(len(self.trials), program.deepcopy(), report.mean_score, full, len(examples)))
-            await self.durable()
-            return report.mean_score
         self.guard.check()
         raise AssertionError("a stopped guard raises")
 
