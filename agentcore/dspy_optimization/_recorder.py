@@ -92,7 +92,9 @@ class Recorder:
                 [started, *reopened, *self._entries({"optimization_status": "running", "error": ""})]
             )
             return
-        created = self.tracker.run_created(key, self.job.request, tags=self._tags())
+        created = self.tracker.entries.run_created(
+            self.tracker.config, key, self.job.request, tags=self._tags()
+        )
         drafts = [
             created,
             *self.tracker.entries.params(self.job.params()),

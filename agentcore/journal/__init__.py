@@ -19,7 +19,8 @@ from agentcore.journal._events import (
     WarningRaised,
     WinnerMeasured,
 )
-from agentcore.journal._journal import Entry, Journal, Stream, close_journals, open_journal, wait
+from agentcore.journal._home import close_journals, open_journal
+from agentcore.journal._journal import Entry, Journal, Stream, wait
 from agentcore.journal._outbox import (
     ArtifactLogged,
     DatasetUsed,

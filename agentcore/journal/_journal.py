@@ -1,8 +1,6 @@
 """`Journal`: append-only streams of events, one a run, durable before anything acts on them."""
 
 import asyncio
-import os
-import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -10,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.engine import URL, Connection, Row, make_url
+from sqlalchemy.engine import Connection, Row, make_url
 
 from agentcore.errors import ConfigurationError, JournalError
 from agentcore.journal._codec import decode, encode, kind_of, kinds
@@ -31,7 +29,6 @@ from agentcore.journal._schema import (
     streams,
 )
 from agentcore.journal._writer import Append, Lease, Writer, append, now_ms
-from agentcore.settings import Settings
 
 T = TypeVar("T")
 
@@ -359,46 +356,3 @@ async def wait(future: "Future[T]") -> T:
     inner = asyncio.wrap_future(future)
     inner.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await asyncio.shield(inner)
-
-
-_open: dict[tuple[str, int], Journal] = {}
-_lock = threading.Lock()
-
-
-def open_journal(settings: Settings | None = None) -> Journal:
-    """The configured journal; one object for each in this process.
-
-    Raises:
-        JournalError: it can't be opened.
-        ConfigurationError: there is no directory for it.
-    """
-    settings = settings or Settings()
-    payloads = None
-    if settings.journal_url is not None and settings.journal_url.get_secret_value().startswith("postgresql"):
-        url = settings.journal_url.get_secret_value()
-    else:
-        directory = settings.state_directory()
-        path = directory / "journal.db"
-        if settings.journal_url is not None:
-            path = Path(make_url(settings.journal_url.get_secret_value()).database or path).absolute()
-        payloads = path.parent / "payloads"
-        url = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
-    with _lock:
-        key = (url, os.getpid())  # a forked child must not use its parent's connections
-        if key not in _open:
-            try:
-                _open[key] = Journal(url, payloads)
-            except OSError as error:
-                raise JournalError(
-                    f"the journal at {shown(url)} can't be opened: {error}. Set AGENTCORE_STATE_DIR to a "
-                    "directory that can be written"
-                ) from None
-        return _open[key]
-
-
-def close_journals() -> None:
-    """Close every journal of this process; the next `open_journal` opens it again."""
-    with _lock:
-        for journal in _open.values():
-            journal.close()
-        _open.clear()

@@ -1,11 +1,14 @@
 """From what is logged to entries of the journal: checked, without secrets, cut where MLflow would cut."""
 
+import getpass
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, Protocol
 
+from agentcore._version import __version__
 from agentcore.data import Dataset, Splits
 from agentcore.errors import ArtifactError, ConfigurationError, environment_secrets, redact
 from agentcore.evaluation import Comparison, EvaluationReport, PerformanceMetrics
@@ -16,10 +19,13 @@ from agentcore.journal import (
     MetricsLogged,
     ParamsLogged,
     PlotsLogged,
+    RunCreated,
     TagsSet,
     TrackingEvent,
     TrialPoint,
 )
+from agentcore.settings import MLflowConfig
+from agentcore.tracking._requests import KEY_TAG
 
 _MAX_PARAM = 6000
 _MAX_TAG = 8000
@@ -27,6 +33,20 @@ _MAX_NAME = 200
 """Bytes; file systems take 255, and stores of artifacts add to it."""
 DIGEST_TAG = "agentcore.sha256."
 """Followed by an artifact's path, holds its digest, in another store than the artifact."""
+
+
+class _Target(Protocol):
+    @property
+    def type(self) -> str: ...
+    @property
+    def id(self) -> str: ...
+
+
+class RunRequest(Protocol):
+    """What a run is started for: an `OptimizationRequest`, or anything with a `target`."""
+
+    @property
+    def target(self) -> _Target: ...
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,35 @@ class Entries:
 
     secrets: list[str] = field(default_factory=list)
     max_bytes: int = 256 * 2**20
+
+    def run_created(
+        self,
+        config: MLflowConfig,
+        key: str,
+        request: RunRequest,
+        run_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> RunCreated:
+        """The entry of a run that is to be made, with `key` for its client key."""
+        target = request.target
+        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        all_tags = {
+            "mlflow.user": _user(),
+            "mlflow.source.name": "agentcore",
+            "mlflow.source.type": "LOCAL",
+            "target_type": target.type,
+            "target_id": target.id,
+            "environment": "development",
+            "version": __version__,
+            **(tags or {}),
+            KEY_TAG: key,
+        }
+        return RunCreated(
+            name=self.clean(run_name or f"opt_{target.type}_{target.id}_{stamp}", 250),
+            tags={name: self.clean(value, _MAX_TAG) for name, value in all_tags.items()},
+            experiment=config.experiment_name,
+            artifact_location=config.artifact_location,
+        )
 
     def metrics(self, values: Mapping[str, float | None], step: int = 0) -> list[Draft]:
         """None (unknown) is left out; NaN and infinity raise `ConfigurationError`."""
@@ -244,3 +293,10 @@ def stored(draft: File, sha256: str) -> list[TrackingEvent]:
 
 def _difference(before: float | None, after: float | None) -> float | None:
     return None if before is None or after is None else before - after
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return "unknown"

@@ -1,7 +1,6 @@
 """Runs, and what is logged to them as it is."""
 
 import contextlib
-import getpass
 import hashlib
 import json
 import os
@@ -9,18 +8,15 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from agentcore._sync import SyncTwin
 from agentcore._threads import run_in_thread
-from agentcore._version import __version__
 from agentcore.errors import ArtifactError, ConfigurationError, TrackingError, UnknownRunError
 from agentcore.journal import (
     Journal,
-    RunCreated,
     RunEnded,
     TrackingEvent,
     open_journal,
@@ -29,29 +25,14 @@ from agentcore.journal import (
 from agentcore.settings import MLflowConfig, Settings
 from agentcore.tracking._client import Held, TrackingClient, connection_to
 from agentcore.tracking._delivery import Delivery, delivery_for, destination_of
-from agentcore.tracking._entries import DIGEST_TAG, Draft, Entries, File, stored
-from agentcore.tracking._requests import KEY_TAG, get_or_create_experiment
+from agentcore.tracking._entries import DIGEST_TAG, Draft, Entries, File, RunRequest, stored
+from agentcore.tracking._requests import get_or_create_experiment
 from agentcore.tracking._runs import TrackedRun, best_run_query, tracked_run
 
-_MAX_TAG = 8000
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
 _LOCAL = "local-"
 _START_SECONDS = 2.0
 """How long `start_run` waits for the server."""
-
-
-class _Target(Protocol):
-    @property
-    def type(self) -> str: ...
-    @property
-    def id(self) -> str: ...
-
-
-class RunRequest(Protocol):
-    """What a run is started for: an `OptimizationRequest`, or anything with a `target`."""
-
-    @property
-    def target(self) -> _Target: ...
 
 
 class RunTracker:
@@ -110,7 +91,7 @@ class RunTracker:
             TrackingError: the server refuses this client; nothing was started.
         """
         key = uuid.uuid4().hex
-        created = self.run_created(key, request, run_name, tags)
+        created = self.entries.run_created(self.config, key, request, run_name, tags)
         journal, delivery = await self.opened()
         await wait(journal.create(key, "run", created.name, delivery.destination, first=[created]))
         delivery.notify(key)
@@ -123,34 +104,6 @@ class RunTracker:
         self._streams[run_id] = self._streams[_LOCAL + key] = key
         self._current.set(run_id)
         return run_id
-
-    def run_created(
-        self,
-        key: str,
-        request: RunRequest,
-        run_name: str | None = None,
-        tags: Mapping[str, str] | None = None,
-    ) -> RunCreated:
-        """The entry of a run that is to be made, with `key` for its client key."""
-        target = request.target
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
-        all_tags = {
-            "mlflow.user": _user(),
-            "mlflow.source.name": "agentcore",
-            "mlflow.source.type": "LOCAL",
-            "target_type": target.type,
-            "target_id": target.id,
-            "environment": "development",
-            "version": __version__,
-            **(tags or {}),
-            KEY_TAG: key,
-        }
-        return RunCreated(
-            name=self.entries.clean(run_name or f"opt_{target.type}_{target.id}_{stamp}", 250),
-            tags={name: self.entries.clean(value, _MAX_TAG) for name, value in all_tags.items()},
-            experiment=self.config.experiment_name,
-            artifact_location=self.config.artifact_location,
-        )
 
     async def end_run(self, status: str = "FINISHED", *, run_id: str | None = None) -> None:
         """End a run as FINISHED, FAILED or KILLED; it is no longer the current run."""
@@ -424,10 +377,3 @@ class RunTracker:
 def scratch() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="agentcore-") as directory:
         yield Path(directory)
-
-
-def _user() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
-        return "unknown"

@@ -224,7 +224,7 @@ def test_two_deliverers_at_once_make_one_run(stack, tmp_path):
     tracker = MLflowTracker(config)
     keys = []
     for number in range(6):
-        created = tracker.run_created(f"{number:032x}", request())
+        created = tracker.entries.run_created(config, f"{number:032x}", request())
         journal.create(f"{number:032x}", "run", created.name, destination_of(config)).result()
         keys.append(
             journal.append(
