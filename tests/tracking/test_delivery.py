@@ -663,6 +663,17 @@ print([list(item.event.metrics) for item in open_journal().read(stream.id, of=Me
     assert done.stdout.strip() == "[['child'], ['parent']]", done.stderr
 
 
+async def test_artifacts_travel_by_the_servers_proxy_only(proxy, config):
+    """The server offers presigned URLs of its S3 host, which a client elsewhere can't reach."""
+    tracker = MLflowTracker(config)
+    run_id = await tracker.start_run(request())
+    await tracker.log_json("a.json", {"x": 1})
+    assert await tracker.read_json(run_id, "a.json") == {"x": 1}
+    transfers = [path for path in proxy.seen if "artifacts" in path]
+    assert [path for path in transfers if path.endswith("/artifacts/a.json")]
+    assert not [path for path in proxy.seen if "presigned" in path or "/mpu/" in path or "/mpd/" in path]
+
+
 async def test_delivery_is_prompt(stack, config):
     """Without a flush, what is logged is in MLflow a moment later."""
     tracker = MLflowTracker(config)
