@@ -84,7 +84,7 @@ def state_of(client: MlflowClient, experiment: str) -> list[dict[str, Any]]:
             "tags": {
                 key: value
                 for key, value in run.data.tags.items()
-                if not key.startswith(("mlflow.", *OWN_TAGS))
+                if value and not key.startswith(("mlflow.", *OWN_TAGS))
             },
             "digests": {key for key in run.data.tags if key.startswith(OWN_TAGS)},
             "history": [
