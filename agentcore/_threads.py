@@ -8,6 +8,10 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+exiting = threading.Event()
+"""Set where the process is about to end without its finalization: a thread makes nothing any more that would
+have to be removed."""
+
 
 def start_in_thread(work: Callable[[], T], *, name: str = "agentcore-worker") -> "asyncio.Future[T]":
     """Run `work` in a new daemon thread under a copy of the caller's context (DSPy's overrides live there).

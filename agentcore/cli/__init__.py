@@ -38,6 +38,9 @@ def _leave_at_once() -> NoReturn:
     import atexit
     import os
 
+    from agentcore._threads import exiting
+
+    exiting.set()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -7,14 +7,14 @@ import errno
 import logging
 import os
 import shutil
-import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from agentcore._threads import start_in_thread
+from agentcore._threads import exiting, start_in_thread
 from agentcore.errors import ConfigurationError, TrackingError, first_line
 from agentcore.settings import MLflowConfig, shown_uri
 
@@ -172,21 +172,24 @@ def create_sqlite_store(uri: str) -> None:
         return
     from mlflow import MlflowClient
 
-    scratch = tempfile.mkdtemp(prefix=".new-", dir=Path(path).absolute().parent)
+    scratch = Path(path).absolute().with_name(f".new-{uuid.uuid4().hex[:8]}")
     # A daemon thread gets to no finally when the process ends.
     atexit.register(_remove, scratch)
-    draft = Path(scratch, "store.db")
+    if exiting.is_set():
+        raise Unreachable("the process ends")
+    scratch.mkdir(mode=0o700)
+    draft = scratch / "store.db"
     MlflowClient(tracking_uri=f"sqlite:///{draft}").search_experiments(max_results=1)
     with contextlib.suppress(FileExistsError):  # another process was faster: its runs are in it
         os.link(draft, path)
     _remove(scratch)
 
 
-def _remove(directory: str) -> None:
+def _remove(directory: Path) -> None:
     """Remove a directory into which a thread may still be writing: a file that it adds between keeps it."""
     for _ in range(50):
         shutil.rmtree(directory, ignore_errors=True)
-        if not Path(directory).exists():
+        if not directory.exists():
             return
         time.sleep(0.01)
 

@@ -392,7 +392,7 @@ async def test_a_journal_that_fails_while_a_run_is_cancelled(config, monkeypatch
 
     monkeypatch.setattr(journal._writer, "_durably", durably)
     task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises((asyncio.CancelledError, JournalError)):  # whichever an example meets first
         await task
     full = False
     monkeypatch.setattr(leases_module, "_RENEW_SECONDS", 0.05)
@@ -459,45 +459,49 @@ def finish_job(job):
     return json.loads(output.splitlines()[-1].removeprefix("result "))
 
 
+def seen_in(stack, experiment, result):
+    """What MLflow has of a job's one run, but for times and ids."""
+    client = MlflowClient(stack.uri)
+    (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    key = run.info.run_id
+    return (
+        {name: value for name, value in result.items() if name != "id"},
+        {name: value for name, value in run.data.metrics.items() if name not in TIMES},
+        {name: value for name, value in run.data.params.items() if name != "optimization_time"},
+        [(item.step, item.value) for item in client.get_metric_history(key, "trial_score")],
+        {item.path for folder in ("", "models", "plots") for item in client.list_artifacts(key, folder)},
+        run.info.status,
+        len(run.inputs.dataset_inputs),
+        len(run.outputs.model_outputs),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed_job(stack, tmp_path_factory):
+    """What MLflow has of a job that nobody kills, and how many LM calls it makes."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    job = start_job(
+        directory,
+        MLFLOW_TRACKING_URI=stack.uri,
+        MLFLOW_EXPERIMENT_NAME="undisturbed",
+        AGENTCORE_STATE_DIR=str(directory / "state"),
+    )
+    result = finish_job(job)
+    return seen_in(stack, "undisturbed", result), len((directory / "calls").read_text().splitlines())
+
+
 @pytest.mark.parametrize("lines", [6, 40, 95])
-def test_kill_9_and_resume_on_a_real_server(stack, tmp_path, lines):
+def test_kill_9_and_resume_on_a_real_server(stack, tmp_path, undisturbed_job, lines):
     """Killed after so many events; the resumed run is in MLflow what an undisturbed one is."""
-    client, found, calls = MlflowClient(stack.uri), [], []
-    for name, killed in (("disturbed", True), ("undisturbed", False)):
-        experiment = f"kill-{lines}-{name}"
-        environment = {"MLFLOW_TRACKING_URI": stack.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
-        (tmp_path / "calls").unlink(missing_ok=True)
-        job = start_job(tmp_path, **environment)
-        if killed:
-            run_id = kill_after(job, lines)
-            job = start_job(tmp_path, run_id, **environment)
-        result = finish_job(job)
-        calls.append(len((tmp_path / "calls").read_text().splitlines()))
-        (run,) = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
-        history = [
-            (item.step, item.value) for item in client.get_metric_history(run.info.run_id, "trial_score")
-        ]
-        artifacts = {
-            item.path
-            for folder in ("", "models", "plots")
-            for item in client.list_artifacts(run.info.run_id, folder)
-        }
-        found.append(
-            (
-                {key: value for key, value in result.items() if key != "id"},
-                {key: value for key, value in run.data.metrics.items() if key not in TIMES},
-                {key: value for key, value in run.data.params.items() if key != "optimization_time"},
-                history,
-                artifacts,
-                run.info.status,
-                len(run.inputs.dataset_inputs),
-                len(run.outputs.model_outputs),
-            )
-        )
-    assert found[0] == found[1]
-    assert found[0][5] == "FINISHED"
+    wanted, calls = undisturbed_job
+    experiment = f"kill-{lines}"
+    environment = {"MLFLOW_TRACKING_URI": stack.uri, "MLFLOW_EXPERIMENT_NAME": experiment}
+    run_id = kill_after(start_job(tmp_path, **environment), lines)
+    result = finish_job(start_job(tmp_path, run_id, **environment))
+    assert seen_in(stack, experiment, result) == wanted
+    assert wanted[5] == "FINISHED"
     # What was in flight, and the one step of the search that had not finished, is asked again.
-    assert calls[1] <= calls[0] <= calls[1] + CONCURRENCY + 25
+    assert calls <= len((tmp_path / "calls").read_text().splitlines()) <= calls + CONCURRENCY + 25
 
 
 def test_the_command_line_resumes_what_it_started(tmp_path, monkeypatch):
