@@ -21,6 +21,9 @@ _LONGEST_PAUSE = 30.0
 _TAKEN_PAUSE = 1.0
 """When to ask again for a run that another process delivers."""
 _POLL = 1.0
+_SILENCE = 120.0
+"""How long a flush without a time limit bears that nothing moves and nothing fails: another process that is
+suspended may be delivering the run."""
 
 
 @dataclass
@@ -126,7 +129,7 @@ class Delivery:
 
         Args:
             streams: their ids; default: those that this process wrote to.
-            timeout: seconds after which to give up; None waits as long as something is delivered.
+            timeout: seconds after which to give up; None waits as long as something moves.
             patience: seconds for which nothing but failures is borne.
 
         Raises:
@@ -145,7 +148,7 @@ class Delivery:
             fresh = [item for item in failing if item is not None and item.at > began]
             refused = len(fresh) == len(left) and all(isinstance(item.error, Held) for item in fresh)
             stuck = bool(fresh) and now - max(began, moved) > patience
-            late = timeout is not None and now - began > timeout
+            late = now - began > timeout if timeout is not None else now - max(began, moved) > _SILENCE
             if refused or stuck or late or self._stopping:
                 raise self._undelivered(left, fresh[0].error if fresh else None)
             with self._changed:
