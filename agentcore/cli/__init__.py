@@ -44,4 +44,7 @@ def _leave_at_once() -> NoReturn:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
+    if client := sys.modules.get("agentcore.tracking._client"):
+        # Again, as the last thing: MLflow makes the directory of a store anew if it is gone.
+        client.remove_unfinished()
     os._exit(_INTERRUPTED)

@@ -173,8 +173,9 @@ def create_sqlite_store(uri: str) -> None:
     from mlflow import MlflowClient
 
     scratch = Path(path).absolute().with_name(f".new-{uuid.uuid4().hex[:8]}")
-    # A daemon thread gets to no finally when the process ends.
-    atexit.register(_remove, scratch)
+    if not _unfinished:
+        atexit.register(remove_unfinished)
+    _unfinished.add(scratch)
     if exiting.is_set():
         raise Unreachable("the process ends")
     scratch.mkdir(mode=0o700)
@@ -183,6 +184,16 @@ def create_sqlite_store(uri: str) -> None:
     with contextlib.suppress(FileExistsError):  # another process was faster: its runs are in it
         os.link(draft, path)
     _remove(scratch)
+    _unfinished.discard(scratch)
+
+
+_unfinished: set[Path] = set()
+
+
+def remove_unfinished() -> None:
+    """Remove the stores that are being made: a daemon thread gets to no `finally` when the process ends."""
+    for scratch in list(_unfinished):
+        _remove(scratch)
 
 
 def _remove(directory: Path) -> None:

@@ -291,9 +291,6 @@ def test_a_server_that_is_away_costs_nothing(workplace, own_stack):
     done = agentcore(workplace, *OPTIMIZE, "--set", "max_labeled_demos=8", "--seed", "1", **away)
     assert done.returncode == 0, done.stderr
     assert "1 run waits in the journal: agentcore sync delivers them" in done.stdout
-    listed = agentcore(workplace, "journal", "ls", **away)
-    assert "ended" in listed.stdout
-    assert agentcore(workplace, "sync", **away).returncode == 3
     elsewhere = agentcore(workplace, "sync", **there)
     assert elsewhere.returncode == 0
     assert "1 run waits for http://127.0.0.1:9: set MLFLOW_TRACKING_URI to it" in elsewhere.stderr

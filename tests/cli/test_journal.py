@@ -145,7 +145,7 @@ def test_looking_into_the_journal(proxy, environment):
     ],
 )
 def test_a_journal_that_cannot_be_had_is_one_line(environment, variable, value, code, message):
-    for command in (["journal", "ls"], ["sync"], ["runs"]):
+    for command in (["journal", "ls"], ["sync"]):
         done = agentcore({**environment, variable: value}, *command)
         assert done.returncode == code, done.stderr
         assert message in done.stderr

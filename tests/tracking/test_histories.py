@@ -29,7 +29,7 @@ from agentcore.settings import MLflowConfig
 from agentcore.tracking._client import Connection, Unreachable
 from agentcore.tracking._sender import Sender
 
-HISTORIES = int(os.environ.get("AGENTCORE_HISTORIES", "100"))
+HISTORIES = int(os.environ.get("AGENTCORE_HISTORIES", "60"))
 NAMES = st.sampled_from(["a", "b", "loss/x y"])
 FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 EVENTS = st.one_of(

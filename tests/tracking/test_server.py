@@ -61,13 +61,13 @@ async def test_the_best_run_and_its_model(server):
 
 
 async def test_many_pipelines_at_once(server):
-    """Eight runs in one loop against a server with its default pool."""
+    """Four runs in one loop against a server with its default pool."""
     results = await asyncio.gather(
         *(
             OptimizationPipeline(
                 AsyncClassifier(), lm=offline_lm(), mlflow_config=server, seed=seed
             ).run_optimization(request(f"target-{seed}"), training_data=colours())
-            for seed in range(8)
+            for seed in range(4)
         )
     )
     tracker = MLflowTracker(server)
