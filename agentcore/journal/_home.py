@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import URL, make_url
 
+from agentcore._forks import not_forked
 from agentcore.errors import JournalError
 from agentcore.journal._journal import Journal
 from agentcore.journal._schema import shown
@@ -33,7 +34,7 @@ def open_journal(settings: Settings | None = None) -> Journal:
             path = Path(make_url(settings.journal_url.get_secret_value()).database or path).absolute()
         payloads = path.parent / "payloads"
         url = URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
-    with _lock:
+    with not_forked(), _lock:
         key = (url, os.getpid())  # a forked child must not use its parent's connections
         if key not in _open:
             try:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row, make_url
 
+from agentcore._forks import not_forked
 from agentcore.errors import ConfigurationError, JournalError
 from agentcore.journal._codec import decode, encode, kind_of, kinds
 from agentcore.journal._events import Event, RunFinished
@@ -265,7 +266,7 @@ class Journal:
 
     def _rows(self, wanted: Any) -> Sequence[Row[Any]]:
         try:
-            with self._engine.connect() as connection:
+            with not_forked(), self._engine.connect() as connection:
                 return connection.execute(wanted).all()
         except sa.exc.SQLAlchemyError as error:
             raise JournalError(f"the journal at {self.home} can't be read: {explain(error)}") from None

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.engine import Engine
 
+from agentcore._forks import not_forked
 from agentcore.errors import JournalError, PayloadGoneError, first_line
 from agentcore.journal._schema import explain, payload_refs, payloads
 
@@ -135,7 +136,7 @@ class TablePayloads:
         name, now = hashlib.sha256(content).hexdigest(), time.time_ns() // 1_000_000
         row = postgres_insert(payloads).values(sha256=name, content=content, touched_ms=now)
         try:
-            with self.engine.begin() as connection:
+            with not_forked(), self.engine.begin() as connection:
                 connection.execute(
                     row.on_conflict_do_update(index_elements=["sha256"], set_={"touched_ms": now})
                 )
@@ -146,7 +147,7 @@ class TablePayloads:
     def get(self, sha256: str) -> bytes:
         wanted = sa.select(payloads.c.content).where(payloads.c.sha256 == sha256)
         try:
-            with self.engine.connect() as connection:
+            with not_forked(), self.engine.connect() as connection:
                 content = connection.execute(wanted).scalar()
         except sa.exc.SQLAlchemyError as error:
             raise JournalError(f"payload {sha256[:12]} can't be read: {explain(error)}") from None
@@ -160,7 +161,7 @@ class TablePayloads:
         used = sa.select(payload_refs.c.sha256)
         old = payloads.delete().where(payloads.c.touched_ms < before, payloads.c.sha256.not_in(used))
         try:
-            with self.engine.begin() as connection:
+            with not_forked(), self.engine.begin() as connection:
                 connection.execute(old)
         except sa.exc.SQLAlchemyError as error:
             raise JournalError(f"payloads can't be pruned: {explain(error)}") from None

@@ -6,6 +6,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
+from agentcore._forks import not_forked
 from agentcore.errors import JournalError, first_line
 
 metadata = sa.MetaData()
@@ -120,7 +121,7 @@ def migrate(engine: Engine) -> None:
         JournalError: a newer AgentCore made them, or they can't be reached or changed.
     """
     try:
-        with engine.execution_options(writes=True).begin() as connection:
+        with not_forked(), engine.execution_options(writes=True).begin() as connection:
             if engine.dialect.name == "postgresql":
                 connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
             version.create(connection, checkfirst=True)

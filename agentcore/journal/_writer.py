@@ -16,6 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from agentcore._forks import not_forked
 from agentcore.errors import JournalError, LeaseLostError, UnknownRunError
 from agentcore.journal._schema import commits, events, explain, leases, payload_refs, streams
 
@@ -132,7 +133,7 @@ class Writer:
                 if outcomes is not None and self._was_committed():
                     return outcomes
                 outcomes = None
-                with self._engine.begin() as connection:
+                with not_forked(), self._engine.begin() as connection:
                     outcomes = self._apply(connection, group)
                     self._mark(connection)
                 return outcomes
@@ -151,7 +152,7 @@ class Writer:
                 connection.execute(commits.insert().values(writer=self._id, number=self._number))
 
     def _was_committed(self) -> bool:
-        with self._engine.connect() as connection:
+        with not_forked(), self._engine.connect() as connection:
             found = connection.execute(
                 sa.select(commits.c.number).where(commits.c.writer == self._id)
             ).scalar()

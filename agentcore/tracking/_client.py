@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from agentcore._forks import not_forked
 from agentcore._threads import exiting, start_in_thread
 from agentcore.errors import ConfigurationError, TrackingError, first_line
 from agentcore.settings import MLflowConfig, shown_uri
@@ -80,7 +81,8 @@ class Connection:
 
         try:
             self.prepare()
-            with self._slots:
+            # Only SQLite's own locks would hang a child: a server's answer is not waited for.
+            with self._slots, not_forked() if self.local else contextlib.nullcontext():
                 return work(self._client)
         except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
             kind = self._kind(error)
@@ -88,7 +90,7 @@ class Connection:
 
     def prepare(self) -> None:
         """Import MLflow and make a local store: what takes seconds and is no answer of a server's."""
-        with self._connecting:
+        with not_forked(), self._connecting:
             if self._client is None:
                 set_client_environment(self.config)
                 from mlflow import MlflowClient
@@ -155,7 +157,7 @@ def connection_to(config: MLflowConfig) -> Connection:
     """The connection to a server, which all that use it in this process share with its bound."""
     shared = config.model_dump(exclude={"experiment_name", "artifact_location"})
     key = f"{shared} {_credentials(config)} {os.getpid()}"
-    with _lock:
+    with not_forked(), _lock:
         if key not in _connections:
             _connections[key] = Connection(config)
         return _connections[key]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from agentcore._forks import not_forked
 from agentcore.errors import AgentCoreError, JournalError, LeaseLostError, TrackingError, first_line
 from agentcore.journal import Journal
 from agentcore.settings import MLflowConfig, Settings, shown_uri
@@ -297,7 +298,7 @@ _exit_seconds: float | None = 10.0
 
 def delivery_for(journal: Journal, config: MLflowConfig) -> Delivery:
     """The delivery from a journal to a server; one for each server and credentials in this process."""
-    with _lock:
+    with not_forked(), _lock:
         where = (id(journal), destination_of(config), os.getpid())
         # Other credentials or limits make another delivery: the first may be of no use.
         key = (*where, id(connection_to(config)))

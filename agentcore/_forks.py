@@ -1,0 +1,74 @@
+"""A fork waits until no thread is where it would leave the child a lock that nobody releases.
+
+SQLite's own mutexes and Python's import locks are such: a child forked while another thread holds one hangs
+at its first use of them.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+
+_PATIENCE = 30.0
+"""Seconds for which a fork waits at most: importing MLflow may take ten."""
+
+
+class _Gate:
+    """Many threads may be inside, or one forks."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.inside = 0
+        self.forking = False
+        self.own = threading.local()
+
+    def enter(self) -> None:
+        depth: int = getattr(self.own, "depth", 0)
+        if not depth:
+            with self.changed:
+                self.changed.wait_for(lambda: not self.forking, _PATIENCE)
+                self.inside += 1
+        self.own.depth = depth + 1
+
+    def leave(self) -> None:
+        self.own.depth -= 1
+        if not self.own.depth:
+            with self.changed:
+                self.inside -= 1
+                self.changed.notify_all()
+
+    def close(self) -> None:
+        self.changed.acquire()
+        self.forking = True
+        own = bool(getattr(self.own, "depth", 0))
+        deadline = time.monotonic() + _PATIENCE
+        while self.inside > own and (left := deadline - time.monotonic()) > 0:
+            self.changed.wait(left)
+
+    def open(self) -> None:
+        self.forking = False
+        self.changed.notify_all()
+        self.changed.release()
+
+
+_gate = _Gate()
+
+
+@contextlib.contextmanager
+def not_forked() -> Iterator[None]:
+    """No fork happens within; may be nested."""
+    gate = _gate
+    gate.enter()
+    try:
+        yield
+    finally:
+        gate.leave()
+
+
+def _renew() -> None:
+    global _gate
+    _gate = _Gate()
+
+
+os.register_at_fork(before=lambda: _gate.close(), after_in_parent=lambda: _gate.open(), after_in_child=_renew)
