@@ -24,7 +24,7 @@ ui: $(STAMP)
 	$(BIN)/agentcore ui
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

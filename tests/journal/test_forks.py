@@ -3,9 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
-
-from agentcore._forks import not_forked
 
 _HAMMERED = """
 import os, signal, threading
@@ -38,21 +35,27 @@ def test_a_child_forked_while_threads_read_does_not_hang(tmp_path):
     assert done.stdout.strip() == "all came back", done.stderr
 
 
+_WITHIN = """
+import os, threading
+from agentcore._forks import not_forked
+entered, leave, left = threading.Event(), threading.Event(), []
+
+def work():
+    with not_forked(), not_forked():
+        entered.set()
+        leave.wait(10)
+        left.append(True)
+
+threading.Thread(target=work).start()
+entered.wait(10)
+threading.Timer(0.2, leave.set).start()
+pid = os.fork()
+if not pid:
+    os._exit(0 if left else 1)
+print(os.waitpid(pid, 0)[1])
+"""
+
+
 def test_a_fork_waits_for_the_thread_within():
-    entered, leave, left = threading.Event(), threading.Event(), []
-
-    def work() -> None:
-        with not_forked(), not_forked():
-            entered.set()
-            leave.wait(10)
-            left.append(True)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    assert entered.wait(10)
-    threading.Timer(0.2, leave.set).start()
-    pid = os.fork()
-    if not pid:
-        os._exit(0 if left else 1)
-    thread.join()
-    assert os.waitpid(pid, 0)[1] == 0
+    done = subprocess.run([sys.executable, "-c", _WITHIN], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "0", done.stderr
