@@ -29,10 +29,6 @@ from agentcore.tracking import program_state
 BASELINE, WINNER = "baseline", "winner"
 
 
-def trial_key(number: int) -> str:
-    return f"trial-{number}"
-
-
 def state_digest(program: Any) -> str:
     """Digest of what an optimizer changes of a program."""
     text = json.dumps(program_state(program), sort_keys=True, default=str)
@@ -55,7 +51,12 @@ class History:
     ended: bool = False
     """Whether MLflow was told that the run ended."""
     finished: RunFinished | None = None
-    _measured: dict[str, dict[int, ExampleMeasured]] = field(default_factory=lambda: defaultdict(dict))
+    _measured: dict[tuple[str, str], dict[str, ExampleRecord]] = field(
+        default_factory=lambda: defaultdict(dict)
+    )
+    """Records by evaluation and candidate, then by example."""
+    _settled: set[tuple[str, str]] = field(default_factory=set)
+    """Evaluations and candidates that count as they are, with what the LM failed on."""
 
     @classmethod
     def of(cls, events: Iterable[Event]) -> "History":
@@ -72,17 +73,22 @@ class History:
                 self.steps[event.step] = event.value
             case TrialFinished():
                 self.trials[event.trial] = event
+                self._settle(event.candidate)
             case SpendCounted():
                 self.spend = {name: Spend(**values) for name, values in event.by_stage.items()}
                 self.seconds, self.search_seconds = event.seconds, event.search_seconds
             case ExampleMeasured():
-                self._measured[event.evaluation][event.record["index"]] = event
+                record = ExampleRecord(**event.record)
+                key = event.evaluation, event.candidate
+                self._measured[key][_place(event.evaluation, record.index, record.digest)] = record
+                self._settled.discard(key)
                 stage = event.evaluation if event.evaluation in (BASELINE, WINNER) else "search"
                 self.spend[stage] = _plus(self.spend.get(stage, Spend()), event.record)
             case WarningRaised():
                 self.warnings.add(event.message)
             case BaselineMeasured():
                 self.has_baseline = True
+                self._settled.update(key for key in self._measured if key[0] == BASELINE)
             case CandidateProposed():
                 self.has_candidates = True
             case RunEnded():
@@ -92,26 +98,37 @@ class History:
             case RunFinished():
                 self.finished = event
 
+    def _settle(self, candidate: str) -> None:
+        self._settled.update(key for key in self._measured if key[1] == candidate)
+
     def records(
         self, evaluation: str, candidate: str, examples: Sequence[Example]
     ) -> dict[int, ExampleRecord]:
-        """What was measured of an evaluation, by index; nothing where it was of another candidate.
+        """What was measured of a candidate in an evaluation, by index in `examples`.
 
-        Failed examples of an evaluation that didn't finish are left out: they are tried again.
+        What failed is tried again unless the evaluation, or a trial with it, finished: of a candidate's
+        evaluations what the LM failed on, of others all of it.
         """
-        finished = self.has_baseline if evaluation == BASELINE else evaluation in map(trial_key, self.trials)
+        key = evaluation, candidate
         found = {}
-        for index, event in self._measured.get(evaluation, {}).items():
-            record = ExampleRecord(**event.record)
-            same = index < len(examples) and examples[index].digest == record.digest
-            if event.candidate == candidate and same and (finished or record.failed is None):
-                found[index] = record
+        for index, item in enumerate(examples):
+            record = self._measured.get(key, {}).get(_place(evaluation, index, item.digest))
+            if record is None or record.digest != item.digest:
+                continue
+            again = record.failed if evaluation in (BASELINE, WINNER) else record.failed == "lm"
+            if not again or key in self._settled:
+                found[index] = replace(record, index=index)
         return found
 
     def calls(self, stage: str) -> int:
         """LM calls that a stage made, cache hits among them."""
         spend = self.spend.get(stage, Spend())
         return spend.calls + spend.cache_hits
+
+
+def _place(evaluation: str, index: int, digest: str) -> str:
+    """An example's name among an evaluation's records: a test split may hold the same example twice."""
+    return str(index) if evaluation in (BASELINE, WINNER) else digest
 
 
 def _plus(spend: Spend, record: Mapping[str, Any]) -> Spend:

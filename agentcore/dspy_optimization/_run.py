@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ from agentcore.dspy_optimization._prepare import Job
 from agentcore.dspy_optimization._progress import Progress
 from agentcore.dspy_optimization._recorder import Recorder
 from agentcore.dspy_optimization._resume import Unfinished
-from agentcore.dspy_optimization._search import Search
+from agentcore.dspy_optimization._stage import Search
 from agentcore.dspy_optimization.models import (
     OptimizationResult,
     Status,
@@ -89,10 +89,12 @@ class Run:
             self.progress,
             self.history,
             tracker.entries if tracker else None,
-            self.evaluate,
+            self.measure_all,
             self.emit,
             self.recorder.durable,
             self.warn,
+            self.gate,
+            max_concurrency,
         )
         self.began = time.monotonic()
         if on_progress:
@@ -197,7 +199,9 @@ class Run:
         self.stage(stage, len(test))
         try:
             with self.job.context(), self.progress.meter.stage(stage), guard.watching():
-                report = await self.evaluate(stage, program, test)
+                candidate = state_digest(program)
+                known = self.history.records(stage, candidate, test.examples)
+                report = await self.measure_all(stage, candidate, program, test, known)
         except SearchStopped:
             raise self.too_few_calls(guard.calls) from None
         finally:
@@ -218,24 +222,34 @@ class Run:
             f"baseline and winner take at least {each} each"
         )
 
-    async def evaluate(
+    async def measure_all(
         self,
         evaluation: str,
+        candidate: str,
         program: Any,
         examples: Sequence[Example],
+        known: Mapping[int, ExampleRecord],
         *,
-        only_lm_failures: bool = False,
+        tolerated: int | None = None,
     ) -> EvaluationReport:
-        """Measure what is not in the journal yet; each example is, as soon as it is measured."""
-        candidate = state_digest(program)
-        known = self.history.records(evaluation, candidate, examples)
+        """Measure what is not known; each example is in the journal as soon as it is measured.
+
+        Args:
+            tolerated: of a candidate, how many examples the LM may fail on.
+        """
         self.progress.done += len(known)
 
         def count(record: ExampleRecord) -> None:
             self.progress.done += 1
             self.emit(ExampleMeasured, evaluation=evaluation, candidate=candidate, record=record.as_dict())
 
-        limits = Limits(self.max_concurrency, self.constraints.max_error_rate, only_lm_failures, self.gate)
+        limits = Limits(
+            max_concurrency=self.max_concurrency,
+            max_error_rate=self.constraints.max_error_rate,
+            only_lm_failures=tolerated is not None,
+            tolerated=tolerated,
+            gate=self.gate,
+        )
         report = await evaluate(
             program,
             examples,
@@ -290,6 +304,7 @@ class Run:
                 "duration_seconds": self.seconds,
                 "key_improvements": key_improvements(before, after, comparison, job.program, program),
                 "trials": [point.model_dump() for point in self.search.points],
+                **self.search.details,
             },
             spend=self.progress.meter.total,
             spend_by_stage=self.progress.meter.by_stage(),

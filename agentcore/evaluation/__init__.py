@@ -10,7 +10,7 @@ from agentcore.evaluation._compare import (
 )
 from agentcore.evaluation._metric import ExactMatch, Metric, ScoredMetric, exact_match, resolve_metric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord, PerformanceMetrics
-from agentcore.evaluation._run import Limits, evaluate
+from agentcore.evaluation._run import Limits, call_program, evaluate, first_error
 
 __all__ = [
     "Comparison",
@@ -23,9 +23,11 @@ __all__ = [
     "PerformanceMetrics",
     "ScoredMetric",
     "bca_interval",
+    "call_program",
     "compare",
     "evaluate",
     "exact_match",
+    "first_error",
     "resolve_metric",
     "sign_flip_p_value",
     "smallest_detectable_gain",

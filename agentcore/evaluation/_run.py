@@ -37,12 +37,14 @@ class Limits:
         max_error_rate: share of examples, 0–1, that may fail before the evaluation raises.
         only_lm_failures: count the LM's failures only towards it: a candidate whose program fails is
             a bad candidate, which its scores of 0 say.
+        tolerated: how many examples may fail; None for `max_error_rate` of them.
         gate: held while an example runs; shared by evaluations that together stay under one limit.
     """
 
     max_concurrency: int = 16
     max_error_rate: float = 0.1
     only_lm_failures: bool = False
+    tolerated: int | None = None
     gate: asyncio.Semaphore | None = None
 
 
@@ -89,7 +91,7 @@ async def evaluate(
             for _ in range(workers):
                 group.create_task(run.work(pending))
     except BaseExceptionGroup as errors:
-        raise _first(errors) from None
+        raise first_error(errors) from None
     return EvaluationReport(
         tuple(sorted(run.records, key=lambda record: record.index)), metric.success_threshold
     )
@@ -108,6 +110,13 @@ def has_own_aforward(program: Any) -> bool:
     return False
 
 
+async def call_program(program: Any, inputs: Mapping[str, Any]) -> Any:
+    """A program's prediction: awaited where it has an `aforward` of its own, else made in a daemon thread."""
+    if has_own_aforward(program):
+        return await program.acall(**inputs)
+    return await run_in_thread(lambda: program(**inputs))
+
+
 class _Run:
     def __init__(
         self,
@@ -121,14 +130,14 @@ class _Run:
         self.program = program
         self.metric = metric
         self.lm = lm
-        self.asynchronous = has_own_aforward(program)
         self.secrets = lm_secrets(lm, *(predictor.lm for predictor in program.predictors()))
         self.on_record = on_record
         self.records: list[ExampleRecord] = []
         self.errors: list[tuple[int, Exception]] = []
         self.total = total
         self.only_lm_failures = limits.only_lm_failures
-        self.tolerated = math.floor(limits.max_error_rate * total + 1e-9)
+        share = math.floor(limits.max_error_rate * total + 1e-9)
+        self.tolerated = share if limits.tolerated is None else limits.tolerated
         self.gate: AbstractAsyncContextManager[Any] = limits.gate or nullcontext()
 
     async def work(self, pending: Iterator[tuple[int, Example]]) -> None:
@@ -151,11 +160,8 @@ class _Run:
         return _record(index, example, sink.spend, elapsed_ms, prediction=prediction, score=score)
 
     async def predict(self, example: Example) -> tuple[Any, Exception | None]:
-        inputs = example.inputs
         try:
-            if self.asynchronous:
-                return await self.program.acall(**inputs), None
-            return await run_in_thread(lambda: self.program(**inputs)), None
+            return await call_program(self.program, example.inputs), None
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -237,7 +243,7 @@ def _jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error to show of several: a stop, then a metric's, then whichever came first."""
     leaves = list(_leaves(errors))
     for kind in (SearchStopped, MetricError, AgentCoreError):

@@ -62,7 +62,7 @@ class ExampleMeasured(OptimizationEvent):
 
     kind: Literal["example_measured"] = "example_measured"
     evaluation: str
-    """`baseline`, `winner`, or `trial-N`."""
+    """`baseline`, `winner`, `search`, or `trial-N` where what was measured before is asked again."""
     candidate: str
     """Digest of the program's state."""
     record: dict[str, Any]
@@ -107,6 +107,10 @@ class TrialFinished(OptimizationEvent):
     full: bool
     """True where the whole validation split was scored, False for a minibatch."""
     examples: int
+    candidate: str = ""
+    """Digest of the program's state."""
+    stopped: bool = False
+    """Whether racing gave it up."""
 
 
 class WinnerMeasured(OptimizationEvent):

@@ -313,7 +313,7 @@ async def test_a_time_limit_keeps_the_best_so_far(config):
     assert len(scores) == run.data.metrics["iterations"]
 
 
-@pytest.mark.parametrize("limit", [45, 60, 90])
+@pytest.mark.parametrize("limit", [45, 60, 75])
 async def test_a_call_limit_is_never_exceeded(limit):
     lm = offline_lm()
     pipeline = OptimizationPipeline(AsyncClassifier(), lm=lm, enable_tracking=False)

@@ -1,20 +1,39 @@
 """MIPROv2 (Opsahl-Ong et al. 2024, arXiv 2406.11695): instructions and demonstrations searched together."""
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import asyncio
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-import dspy
+from dspy.teleprompt.mipro_optimizer_v2 import (
+    AUTO_RUN_SETTINGS,
+    BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT,
+    LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT,
+    MIN_MINIBATCH_SIZE,
+)
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agentcore.data import Example
-from agentcore.dspy_optimization.optimizers._base import SearchTask
+from agentcore.dspy_optimization.optimizers._demos import (
+    DemoPlan,
+    DemoSet,
+    make_demo_set,
+    plan_demo_sets,
+)
+from agentcore.dspy_optimization.optimizers._instructions import ProposalPlan, plan_proposals, propose
+from agentcore.dspy_optimization.optimizers._stock import compile_stock
+from agentcore.dspy_optimization.optimizers._task import SearchTask
+from agentcore.dspy_optimization.search import Params, Plan, Space, TrialSearch
+from agentcore.evaluation import first_error
 
 _MINIBATCH = 35
+_DEMOS_READY, _INSTRUCTIONS_READY = 1, 2
 
 
 class MIPROv2Settings(BaseModel):
-    """DSPy's own names and defaults."""
+    """DSPy's own names and defaults, and how the search is run."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,6 +46,13 @@ class MIPROv2Settings(BaseModel):
     minibatch: bool = True
     minibatch_size: int = Field(default=_MINIBATCH, ge=1)
     minibatch_full_eval_steps: int = Field(default=5, ge=1)
+    """Trials between two evaluations of the leader on all of the validation split."""
+    racing: bool = True
+    """Whether a candidate that can't win any more is stopped before the end of its minibatch."""
+    racing_level: float = Field(default=0.1, gt=0, lt=0.5)
+    """See `agentcore.dspy_optimization.search.Plan`."""
+    mode: Literal["concurrent", "dspy"] = "concurrent"
+    """`dspy`: DSPy's own compile, step after step, for comparison."""
 
     @model_validator(mode="after")
     def _one_way_to_say_how_much(self) -> "MIPROv2Settings":
@@ -43,8 +69,7 @@ class MIPROv2Settings(BaseModel):
 
 
 class MIPROv2:
-    """DSPy's own compile, its candidates scored by our evaluation: an outage stops the search, where
-    DSPy would score it 0."""
+    """DSPy's proposals and search space, scheduled anew: everything that need not wait runs at once."""
 
     name = "miprov2"
 
@@ -55,150 +80,148 @@ class MIPROv2:
         return self._settings.model_dump()
 
     async def optimize(self, task: SearchTask) -> Any:
-        settings = self._settings
         # DSPy takes seed 0 for "none given".
         seed = task.seed + 1
-        compiler = _Compiler(
-            task,
-            metric=task.judge_blocking,
-            prompt_model=task.prompt_lm,
-            task_model=task.lm,
-            max_bootstrapped_demos=settings.max_bootstrapped_demos,
-            max_labeled_demos=settings.max_labeled_demos,
-            auto=settings.auto,
-            num_candidates=settings.num_candidates,
-            num_threads=1,
-            seed=seed,
-            track_stats=False,
-        )
-        await task.in_thread(
-            lambda: compiler.compile(
-                task.program,
-                trainset=task.train.dspy(),
-                valset=task.validation.dspy(),
-                num_trials=settings.num_trials,
-                minibatch=settings.minibatch,
-                minibatch_size=min(settings.minibatch_size, len(task.validation)),
-                minibatch_full_eval_steps=settings.minibatch_full_eval_steps,
-                seed=seed,
-            )
-        )
-        assert task.best is not None  # compile scores the program as given first
+        if self._settings.mode == "dspy":
+            return await compile_stock(task, self._settings, seed)
+        try:
+            async with asyncio.TaskGroup() as group:
+                await _Search(task, self._settings, seed, group).run()
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        assert task.best is not None  # the program as given is scored first
         return task.best.program
 
 
-class _Score:
-    """What MIPROv2 reads of an evaluation: `score`, 0–100."""
+@dataclass(frozen=True)
+class Shape:
+    """How much is searched, as DSPy sizes it.
 
-    def __init__(self, mean: float) -> None:
-        self.score = 100.0 * mean
+    Attributes:
+        seed: DSPy's.
+        order: the examples that candidates are scored on.
+        minibatch: how many of them are scored at first.
+        trials: combinations drawn besides the program as given.
+        demos: how the sets of demonstrations are made.
+        proposals: which instructions are proposed, for each predictor `instructions` with its own.
+        zeroshot: whether demonstrations only inform the proposals.
+    """
+
+    seed: int
+    order: Sequence[Example]
+    minibatch: int
+    trials: int
+    demos: list[DemoPlan]
+    proposals: list[ProposalPlan]
+    instructions: int
+    zeroshot: bool
 
 
-class _Compiler(dspy.MIPROv2):
-    """Hands the trials our evaluation. The method's arguments are the same since DSPy 2.6."""
+def shape_of(
+    settings: MIPROv2Settings,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    predictors: int,
+    seed: int,
+) -> Shape:
+    """DSPy's sizes, its random numbers drawn in the order in which `compile` draws them."""
+    rng = random.Random(seed)
+    zeroshot = settings.max_bootstrapped_demos == 0 and settings.max_labeled_demos == 0
+    minibatch = settings.minibatch
+    if settings.auto is None:
+        assert settings.num_candidates is not None
+        assert settings.num_trials is not None
+        # A minibatch is the first of them: they must not come sorted.
+        order = random.Random(seed).sample(list(validation), len(validation))
+        sets = count = settings.num_candidates
+        trials = settings.num_trials
+    else:
+        auto = AUTO_RUN_SETTINGS[settings.auto]
+        order = rng.sample(list(validation), min(auto["val_size"], len(validation)))
+        minibatch = len(order) > MIN_MINIBATCH_SIZE
+        sets = auto["n"]
+        count = sets if zeroshot else int(sets * 0.5)
+        variables = predictors * (1 if zeroshot else 2)
+        trials = int(max(2 * variables * math.log2(sets), 1.5 * sets))
+    demos = plan_demo_sets(
+        train,
+        sets,
+        BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT if zeroshot else settings.max_bootstrapped_demos,
+        LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT if zeroshot else settings.max_labeled_demos,
+        rng,
+    )
+    count = min(count, max(len(demos), 1))
+    return Shape(
+        seed=seed,
+        order=order,
+        minibatch=min(settings.minibatch_size, len(order)) if minibatch else len(order),
+        trials=trials,
+        demos=demos,
+        proposals=plan_proposals(predictors, count, rng),
+        instructions=count,
+        zeroshot=zeroshot,
+    )
 
-    def __init__(self, task: SearchTask, **settings: Any) -> None:
-        super().__init__(**settings)
-        self._task = task
-        self._examples: Mapping[int, Example] = {id(item.dspy): item for item in task.validation}
 
-    def _bootstrap_fewshot_examples(self, *arguments: Any, **named: Any) -> Any:
-        return self._step(
-            "demos", super()._bootstrap_fewshot_examples, arguments, named, _dump_demos, _load_demos
+class _Search:
+    """One search: demonstrations, summary, proposals and trials, each begun as soon as it can be."""
+
+    def __init__(
+        self, task: SearchTask, settings: MIPROv2Settings, seed: int, group: asyncio.TaskGroup
+    ) -> None:
+        self.task = task
+        self.settings = settings
+        self.program = task.program.deepcopy()
+        self.predictors = len(self.program.predictors())
+        self.shape = shape_of(settings, task.train.examples, task.validation.examples, self.predictors, seed)
+        self.demos = [group.create_task(self.demo_set(number)) for number in range(len(self.shape.demos))]
+        self.instructions = group.create_task(self.propose())
+
+    async def run(self) -> None:
+        shape, settings = self.shape, self.settings
+        choices: dict[str, int] = {}
+        for number in range(self.predictors):
+            choices[f"{number}_predictor_instruction"] = shape.instructions
+            if not shape.zeroshot:
+                choices[f"{number}_predictor_demos"] = len(shape.demos)
+        plan = Plan(
+            seed=shape.seed,
+            trials=shape.trials,
+            minibatch=shape.minibatch,
+            at_once=settings.minibatch_full_eval_steps,
+            racing_level=settings.racing_level if settings.racing else 0.0,
         )
+        await TrialSearch(self.task, Space(choices, self.ready, self.build), shape.order, plan).run()
 
-    def _propose_instructions(self, *arguments: Any, **named: Any) -> Any:
-        return self._step(
-            "instructions", super()._propose_instructions, arguments, named, _by_text, _by_index
+    async def demo_set(self, number: int) -> DemoSet:
+        return await make_demo_set(self.task, self.program, self.shape.demos[number], number)
+
+    async def propose(self) -> list[list[str]]:
+        async def sets() -> list[DemoSet]:
+            return [await made for made in self.demos]
+
+        found = await propose(self.task, self.program, self.shape.proposals, sets())
+        names = [name for name, _ in self.program.named_predictors()]
+        sizes = {} if self.shape.zeroshot else dict.fromkeys(names, len(self.shape.demos))
+        self.task.space(dict(zip(names, found, strict=True)), sizes, self.shape.trials + 1)
+        return found
+
+    def ready(self, params: Params) -> int:
+        """0 where a candidate needs no LM call, else what it waits for; proposals wait for demonstrations."""
+        if any(value for name, value in params.items() if name.endswith("instruction")):
+            return _INSTRUCTIONS_READY
+        bootstrapped = any(
+            self.shape.demos[value].size for name, value in params.items() if name.endswith("demos")
         )
+        return _DEMOS_READY if bootstrapped else 0
 
-    def _step(
-        self,
-        name: str,
-        make: Callable[..., Any],
-        arguments: Any,
-        named: Any,
-        dump: Callable[[Any], Any],
-        load: Callable[[Any], Any],
-    ) -> Any:
-        """A step's outcome with the state in which it leaves the random numbers, on which the next draws."""
-
-        def store(made: Any) -> dict[str, Any]:
-            version, internal, gauss = self.rng.getstate()
-            return {"made": None if made is None else dump(made), "rng": [version, list(internal), gauss]}
-
-        def restore(stored: dict[str, Any]) -> Any:
-            version, internal, gauss = stored["rng"]
-            self.rng.setstate((version, tuple(internal), gauss))
-            return None if stored["made"] is None else load(stored["made"])
-
-        return self._task.step_blocking(name, lambda: make(*arguments, **named), store, restore)
-
-    def _optimize_prompt_parameters(
-        self,
-        program: Any,
-        instruction_candidates: dict[int, list[str]],
-        demo_candidates: dict[int, list[Any]] | None,
-        evaluate: Any,
-        valset: list[Any],
-        num_trials: int,
-        minibatch: bool,
-        minibatch_size: int,
-        minibatch_full_eval_steps: int,
-        seed: int,
-    ) -> Any:
-        names = [name for name, _ in program.named_predictors()]
-        instructions = {name: instruction_candidates[index] for index, name in enumerate(names)}
-        demos = (
-            {name: len(demo_candidates[index]) for index, name in enumerate(names)} if demo_candidates else {}
-        )
-        planned = num_trials + (_full_evaluations(num_trials, minibatch_full_eval_steps) if minibatch else 0)
-        self._task.space_blocking(instructions, demos, planned)
-
-        def score(candidate: Any, devset: Sequence[Any], **_: Any) -> _Score:
-            examples = [self._examples[id(item)] for item in devset]
-            return _Score(self._task.score_blocking(candidate, examples, full=len(devset) >= len(valset)))
-
-        return super()._optimize_prompt_parameters(
-            program,
-            instruction_candidates,
-            demo_candidates,
-            score,
-            valset,
-            num_trials,
-            minibatch,
-            minibatch_size,
-            minibatch_full_eval_steps,
-            seed,
-        )
-
-
-def _by_index(stored: Mapping[str, Any]) -> dict[int, Any]:
-    return {int(index): value for index, value in stored.items()}
-
-
-def _by_text(made: Mapping[int, Any]) -> dict[str, Any]:
-    return {str(index): value for index, value in made.items()}
-
-
-def _dump_demos(candidates: Mapping[int, Any]) -> dict[str, Any]:
-    """Demonstrations as JSON values; what JSON can't hold becomes text."""
-    sets = {
-        index: [[item.toDict() for item in demos] for demos in per_predictor]
-        for index, per_predictor in candidates.items()
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(sets, default=str))
-    return plain
-
-
-def _load_demos(stored: Mapping[str, Any]) -> dict[int, Any]:
-    return {
-        index: [[dspy.Example(**item) for item in demos] for demos in per_predictor]
-        for index, per_predictor in _by_index(stored).items()
-    }
-
-
-def _full_evaluations(num_trials: int, steps: int) -> int:
-    """How many full evaluations DSPy puts between its minibatch trials, which it counts from 2."""
-    last = num_trials + num_trials // steps + (1 if num_trials % steps else 0)
-    return sum(trial % (steps + 1) == 0 or trial == last for trial in range(2, num_trials + 2))
+    async def build(self, params: Params) -> Any:
+        instructions = await self.instructions if self.ready(params) == _INSTRUCTIONS_READY else None
+        program = self.program.deepcopy()
+        for number, predictor in enumerate(program.predictors()):
+            if instructions is not None:
+                chosen = instructions[number][params[f"{number}_predictor_instruction"]]
+                predictor.signature = predictor.signature.with_instructions(chosen)
+            if not self.shape.zeroshot:
+                predictor.demos = (await self.demos[params[f"{number}_predictor_demos"]])[number]
+        return program

@@ -1,18 +1,21 @@
 """Runs an optimizer under a guard, and says what is kept when it ends, however it ends."""
 
 import asyncio
+import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any
 
+from agentcore._threads import run_in_thread
 from agentcore.data import Example
-from agentcore.dspy_optimization._history import History, trial_key
+from agentcore.dspy_optimization._history import History, state_digest
 from agentcore.dspy_optimization._prepare import Job
 from agentcore.dspy_optimization._progress import Progress
 from agentcore.dspy_optimization.models import Status
-from agentcore.dspy_optimization.optimizers import SearchTask, Trial
+from agentcore.dspy_optimization.optimizers import SEARCH, SearchTask, Trial
 from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError, first_line
-from agentcore.evaluation import EvaluationReport
+from agentcore.evaluation import EvaluationReport, ExampleRecord
 from agentcore.journal import CandidateProposed, StepFinished, TrialFinished, TrialPoint
 from agentcore.lm import Guard, SearchStopped, is_lm_failure
 from agentcore.tracking import Entries, program_state
@@ -33,19 +36,27 @@ class Search:
         emit: Callable[..., None],
         durable: Callable[[], Awaitable[None]],
         warn: Callable[[str], None],
+        gate: asyncio.Semaphore,
+        max_concurrency: int,
     ) -> None:
         self.job = job
         self.constraints = job.request.constraints
         self.progress = progress
         self.history = history
         self.entries = entries
-        self.evaluate = evaluate
+        self.measure = evaluate
         self.emit = emit
-        self.durable = durable
+        self.write_all = durable
         self.warn = warn
+        self.gate = gate
+        self.max_concurrency = max_concurrency
+        self.steps = history.steps
+        self.details: dict[str, Any] = {}
         self.best: Trial | None = None
         self.points: list[TrialPoint] = []
         self.start_clock: Callable[[], None] = lambda: None
+        self._results: dict[tuple[str, str, str], ExampleRecord] = {}
+        self._task: SearchTask | None = None
         self._began: float | None = None
         self._before = history.search_seconds
 
@@ -69,7 +80,11 @@ class Search:
         self._began = time.monotonic()
         program, status = await self.search(max_calls)
         self._before, self._began = self.seconds, None
-        self.emit(StepFinished, step=_ENDED, value={"status": status, "state": program_state(program)})
+        self.emit(
+            StepFinished,
+            step=_ENDED,
+            value={"status": status, "state": program_state(program), "details": self.details},
+        )
         await self.durable()
         return program, status
 
@@ -86,12 +101,13 @@ class Search:
             last = self.points[-1]
             self.best = Trial(last.trial, program, last.best, True, 0)
             self.progress.best_score = last.best
+        self.details = outcome["details"]
         return program, outcome["status"]
 
     async def search(self, max_calls: int | None) -> tuple[Any, Status]:
         job, loop = self.job, asyncio.get_running_loop()
         guard = Guard(None if max_calls is None else max(0, max_calls - self.history.calls("search")))
-        task = self.task(guard)
+        task = self._task = self.task(guard)
         left = max(0.0, self.constraints.max_optimization_time - self._before)
         # Trials that the journal answers take no time of the search's.
         timers: list[asyncio.TimerHandle] = []
@@ -107,7 +123,7 @@ class Search:
         program = None
         try:
             with job.context(), self.progress.meter.stage("search"), guard.watching():
-                program = await job.optimizer.optimize(task)
+                program = await self.guarded(job.optimizer.optimize(task), guard)
         except SearchStopped as stop:
             stopped = stop
         except AgentCoreError:
@@ -115,6 +131,7 @@ class Search:
         except Exception as error:  # noqa: BLE001 - an optimizer may raise anything
             raise self.optimizer_failure(error) from None if is_lm_failure(error) else error
         finally:
+            self.details = task.details
             for timer in timers:
                 timer.cancel()
         if stopped is None:
@@ -123,43 +140,29 @@ class Search:
             return self.kept(task, stopped), "budget_exhausted"
         raise self.failure(stopped)
 
+    async def guarded(self, optimizing: Coroutine[Any, Any, Any], guard: Guard) -> Any:
+        """Await an optimizer, which a stop of the guard cancels: no LM call outlasts the limit."""
+        loop = asyncio.get_running_loop()
+        work = loop.create_task(optimizing)
+
+        def on_stop(_: SearchStopped) -> None:
+            loop.call_soon_threadsafe(work.cancel)
+
+        guard.on_stop(on_stop)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if work.cancelled() and guard.stopped is not None:
+                guard.check()  # it was stopped, not this run
+            guard.stop("cancelled")
+            await asyncio.wait({work})
+            if not work.cancelled():
+                work.exception()
+            raise
+
     def task(self, guard: Guard) -> SearchTask:
         job = self.job
-
-        async def score(program: Any, examples: Sequence[Example], number: int) -> EvaluationReport:
-            self.progress.done, self.progress.total = 0, len(examples)
-            if number not in self.history.trials:
-                self.start_clock()
-            return await self.evaluate(trial_key(number), program, examples, only_lm_failures=True)
-
-        def on_trial(trial: Trial) -> None:
-            self.best = task.best
-            best = self.best.score if self.best else trial.score
-            self.progress.trial, self.progress.best_score = trial.number, best
-            self.points.append(TrialPoint(trial=trial.number, score=trial.score, best=best, full=trial.full))
-            earlier = self.history.trials.get(trial.number)
-            known = earlier is not None and (earlier.score, earlier.examples) == (trial.score, trial.examples)
-            tell = self.entries.trial(trial.number, trial.score, best) if self.entries else []
-            self.emit(
-                TrialFinished,
-                tell,
-                known=known,
-                trial=trial.number,
-                score=trial.score,
-                best_score=best,
-                full=trial.full,
-                examples=trial.examples,
-            )
-
-        def on_space(instructions: dict[str, list[str]], demo_sets: dict[str, int], trials: int) -> None:
-            self.progress.trials = trials
-            known = self.history.has_candidates
-            self.emit(CandidateProposed, known=known, instructions=instructions, demo_sets=demo_sets)
-
-        def on_step(step: str, value: Any) -> None:
-            self.emit(StepFinished, step=step, value=value)
-
-        task = SearchTask(
+        return SearchTask(
             program=job.program.deepcopy(),
             train=job.splits.train,
             validation=job.splits.validation,
@@ -168,14 +171,74 @@ class Search:
             prompt_lm=job.prompt_lm,
             seed=job.seed,
             guard=guard,
-            evaluate=score,
-            on_trial=on_trial,
-            durable=self.durable,
-            on_step=on_step,
-            steps=self.history.steps,
-            on_space=on_space,
+            host=self,
+            gate=self.gate,
+            max_concurrency=self.max_concurrency,
         )
-        return task
+
+    # What optimizers tell, and ask for: their `Host`
+
+    async def evaluate(
+        self, program: Any, examples: Sequence[Example], evaluation: str = SEARCH
+    ) -> EvaluationReport:
+        candidate = await run_in_thread(lambda: state_digest(program))
+        known = self.history.records(evaluation, candidate, examples)
+        for index, item in enumerate(examples):
+            record = self._results.get((evaluation, candidate, item.digest))
+            if record is not None:
+                known[index] = replace(record, index=index)
+        if len(known) < len(examples):
+            self.start_clock()
+        if self.progress.done >= self.progress.total:
+            self.progress.done = self.progress.total = 0
+        self.progress.total += len(examples)
+        failed = sum(
+            record.failed == "lm"
+            for key, record in self._results.items()
+            if key[:2] == (evaluation, candidate)
+        )
+        allowed = math.floor(self.constraints.max_error_rate * len(self.job.splits.validation) + 1e-9)
+        report = await self.measure(
+            evaluation, candidate, program, examples, known, tolerated=max(0, allowed - failed)
+        )
+        for record in report.records:
+            self._results[evaluation, candidate, record.digest] = record
+        return report
+
+    async def durable(self) -> None:
+        await self.write_all()
+
+    def on_trial(self, trial: Trial) -> None:
+        assert self._task is not None
+        self.best = self._task.best
+        best = self.best.score if self.best else trial.score
+        self.progress.trial, self.progress.best_score = trial.number, best
+        self.points.append(TrialPoint(trial=trial.number, score=trial.score, best=best, full=trial.full))
+        earlier = self.history.trials.get(trial.number)
+        known = earlier is not None and (earlier.score, earlier.examples) == (trial.score, trial.examples)
+        tell = self.entries.trial(trial.number, trial.score, best) if self.entries else []
+        self.emit(
+            TrialFinished,
+            tell,
+            known=known,
+            trial=trial.number,
+            score=trial.score,
+            best_score=best,
+            full=trial.full,
+            examples=trial.examples,
+            candidate=state_digest(trial.program),
+            stopped=trial.stopped,
+        )
+
+    def on_space(self, instructions: dict[str, list[str]], demo_sets: dict[str, int], trials: int) -> None:
+        self.progress.trials = trials
+        known = self.history.has_candidates
+        self.emit(CandidateProposed, known=known, instructions=instructions, demo_sets=demo_sets)
+
+    def on_step(self, step: str, value: Any) -> None:
+        self.emit(StepFinished, step=step, value=value)
+
+    # How it ended
 
     def kept(self, task: SearchTask, stopped: SearchStopped) -> Any:
         reason = {

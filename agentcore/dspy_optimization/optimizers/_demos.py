@@ -1,0 +1,169 @@
+"""MIPROv2's sets of demonstrations, bootstrapped concurrently: the sets that DSPy makes one after another."""
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+
+from agentcore.data import Example
+from agentcore.dspy_optimization.optimizers._task import SearchTask
+
+DemoSet = list[list[Any]]
+"""The demonstrations of one set, by predictor."""
+
+MAX_ERRORS = 10
+"""Examples whose program fails while one set is bootstrapped before the search fails; DSPy's default."""
+
+
+@dataclass(frozen=True)
+class DemoPlan:
+    """How one set is made.
+
+    Attributes:
+        examples: in the order in which they are tried.
+        size: bootstrapped demonstrations wanted; 0 for a set of labelled examples alone, or of none.
+        labeled: up to how many demonstrations there may be, those with labels only among them.
+    """
+
+    examples: Sequence[Example]
+    size: int
+    labeled: int
+
+
+def plan_demo_sets(
+    train: Sequence[Example], count: int, bootstrapped: int, labeled: int, rng: random.Random
+) -> list[DemoPlan]:
+    """The sets of DSPy's `create_n_fewshot_demo_sets`, its random numbers drawn in the same order: none,
+    labelled ones, unshuffled, then shuffled ones of a random size."""
+    plans = []
+    for number in range(-3, count - 3):
+        if number == -3:
+            plans.append(DemoPlan(train, 0, 0))
+        elif number == -2 and labeled > 0:
+            plans.append(DemoPlan(train, 0, labeled))
+        elif number == -1:
+            plans.append(DemoPlan(train, bootstrapped, labeled))
+        else:
+            shuffled = list(train)
+            rng.shuffle(shuffled)
+            plans.append(DemoPlan(shuffled, rng.randint(1, bootstrapped), labeled))
+    return plans
+
+
+async def make_demo_set(task: SearchTask, program: Any, plan: DemoPlan, number: int) -> DemoSet:
+    """Set `number`. LM calls are made for bootstrapped demonstrations only."""
+    if plan.size:
+        student = await _Bootstrap(task, plan, number).fill(program)
+    elif plan.labeled:
+        labels = dspy.LabeledFewShot(k=plan.labeled)
+        student = labels.compile(program, trainset=[item.dspy for item in plan.examples], sample=True)
+    else:
+        student = program.reset_copy()
+    return [predictor.demos for predictor in student.predictors()]
+
+
+class _Bootstrap(dspy.BootstrapFewShot):
+    """DSPy's own teacher, student and choice of demonstrations; the examples are tried concurrently.
+
+    While k successes are missing, k examples are under way: each may succeed, so that none is asked in vain,
+    and the successes are taken in the examples' order.
+    """
+
+    def __init__(self, task: SearchTask, plan: DemoPlan, number: int) -> None:
+        super().__init__(max_bootstrapped_demos=plan.size, max_labeled_demos=plan.labeled)
+        self._task = task
+        self._plan = plan
+        self._number = number
+
+    async def fill(self, program: Any) -> Any:
+        self.trainset = [item.dspy for item in self._plan.examples]
+        self._prepare_student_and_teacher(program, None)
+        self._prepare_predictor_mappings()
+        found = await self._successes()
+        self.name2traces: dict[str, list[Any]] = {name: [] for name in self.name2predictor}
+        for position in sorted(found):
+            for name, demos in found[position].items():
+                self.name2traces[name].extend(demos)
+        self.validation = [item for position, item in enumerate(self.trainset) if position not in found]
+        random.Random(0).shuffle(self.validation)
+        return self._train()
+
+    async def _successes(self) -> dict[int, dict[str, list[Any]]]:
+        """The demonstrations of the examples that succeeded, by predictor, by the example's position."""
+        found: dict[int, dict[str, list[Any]]] = {}
+        running: dict[asyncio.Task[dict[str, list[Any]] | None], int] = {}
+        errors, pending = 0, iter(enumerate(self._plan.examples))
+        try:
+            while True:
+                missing = self._plan.size - len(found) - len(running)
+                for position, example in itertools.islice(pending, missing):
+                    running[asyncio.ensure_future(self._once(position, example))] = position
+                if not running:
+                    return found
+                done, _ = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for attempt in done:
+                    position = running.pop(attempt)
+                    try:
+                        demos = attempt.result()
+                    except Exception:
+                        errors += 1
+                        if errors >= MAX_ERRORS:
+                            raise
+                        continue
+                    if demos is not None:
+                        found[position] = demos
+                if len(found) >= self._plan.size:
+                    return found
+        finally:
+            for attempt in running:
+                attempt.cancel()
+
+    async def _once(self, position: int, example: Example) -> dict[str, list[Any]] | None:
+        return await self._task.step(
+            f"demos-{self._number}-{position}",
+            lambda: self._attempt(example),
+            lambda made: None if made is None else {name: dump_demos(demos) for name, demos in made.items()},
+            lambda kept: None if kept is None else {name: load_demos(demos) for name, demos in kept.items()},
+        )
+
+    async def _attempt(self, example: Example) -> dict[str, list[Any]] | None:
+        """The demonstrations in one run of the teacher, None where it was not good enough."""
+        teacher = self.teacher.deepcopy()  # each attempt takes another example out of its demonstrations
+        names = {}
+        for name, predictor in teacher.named_predictors():
+            predictor.demos = [item for item in predictor.demos if item != example.dspy]
+            names[id(predictor)] = name
+        prediction, trace = await self._task.trace(teacher, example)
+        if not await self._task.judge(example.dspy, prediction, trace):
+            return None
+        demos: dict[str, list[Any]] = {}
+        for predictor, inputs, outputs in trace:
+            name = names.get(id(predictor))
+            if name is not None:
+                demos.setdefault(name, []).append(dspy.Example(augmented=True, **inputs, **outputs))
+        return {name: _one_of(found) for name, found in demos.items()}
+
+
+def _one_of(demos: list[Any]) -> list[Any]:
+    """Of several calls of a predictor in one run, DSPy takes the last one or one of those before it."""
+    if len(demos) == 1:
+        return demos
+    from dspy.utils.hasher import Hasher
+
+    rng = random.Random(Hasher.hash(tuple(demos)))
+    return [rng.choice(demos[:-1]) if rng.random() < 0.5 else demos[-1]]
+
+
+def dump_demos(demos: Sequence[Any]) -> list[dict[str, Any]]:
+    """Demonstrations as JSON values; what JSON can't hold becomes text."""
+    plain: list[dict[str, Any]] = json.loads(json.dumps([item.toDict() for item in demos], default=str))
+    return plain
+
+
+def load_demos(stored: Sequence[dict[str, Any]]) -> list[Any]:
+    return [dspy.Example(**item) for item in stored]

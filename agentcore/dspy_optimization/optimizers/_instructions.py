@@ -1,0 +1,194 @@
+"""MIPROv2's proposed instructions, made concurrently: those that DSPy makes one after another."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+from dspy.propose import utils
+from dspy.propose.dataset_summary_generator import (
+    DatasetDescriptor,
+    DatasetDescriptorWithPriorObservations,
+    ObservationSummarizer,
+    order_input_keys_in_string,
+)
+from dspy.propose.grounded_proposer import TIPS, GenerateModuleInstruction
+from dspy.propose.utils import strip_prefix
+from dspy.teleprompt.mipro_optimizer_v2 import BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT
+
+from agentcore.dspy_optimization.optimizers._demos import DemoSet
+from agentcore.dspy_optimization.optimizers._task import SearchTask
+from agentcore.errors import first_line
+
+_VIEWED_AT_ONCE = 10
+_VIEWS = 10
+_COMPLETE = "COMPLETE"
+_COMPLETE_ENOUGH = 5
+"""Views that had nothing to add, after which no more are asked for."""
+_TEMPERATURE = 1.0
+
+
+@dataclass(frozen=True)
+class ProposalPlan:
+    """One instruction to be proposed."""
+
+    predictor: int
+    demo_set: int
+    tip: str
+    rollout: int
+    """Keeps its LM calls apart from others in DSPy's cache."""
+
+
+def plan_proposals(predictors: int, count: int, rng: random.Random) -> list[ProposalPlan]:
+    """The proposals of DSPy's `GroundedProposer`, its random numbers drawn in the same order."""
+    return [
+        ProposalPlan(predictor, demo_set, TIPS[rng.choice(list(TIPS))], rng.randint(0, 10**9))
+        for predictor in range(predictors)
+        for demo_set in range(count)
+    ]
+
+
+async def propose(
+    task: SearchTask, program: Any, plans: Sequence[ProposalPlan], demo_sets: Awaitable[list[DemoSet]]
+) -> list[list[str]]:
+    """The instructions by predictor; the first is the predictor's own, for which nothing is asked.
+
+    The data set is summarized while the demonstrations are made, and while programs and modules are
+    described; only the instructions themselves wait for the summary.
+    """
+    described = _Described(task, program)
+    instructions = [[predictor.signature.instructions] for predictor in program.predictors()]
+    asked = [plan for plan in plans if plan.demo_set > 0]
+    summary = asyncio.ensure_future(described.summary())
+    try:
+        sets = await demo_sets
+        by_predictor = {index: [demos[index] for demos in sets] for index in range(len(instructions))}
+        async with asyncio.TaskGroup() as group:
+            proposals = [
+                group.create_task(
+                    task.step(
+                        f"instruction-{plan.predictor}-{plan.demo_set}",
+                        lambda plan=plan: described.instruction(plan, by_predictor, summary),  # type: ignore[misc]
+                    )
+                )
+                for plan in asked
+            ]
+    finally:
+        summary.cancel()
+    for plan, proposal in zip(asked, proposals, strict=True):
+        instructions[plan.predictor].append(proposal.result())
+    return instructions
+
+
+# `get_dspy_source_code` prints the signatures that it reads. Lift once DSPy's doesn't.
+utils.print = lambda *_: None
+
+
+class _Described:
+    """What all proposals of a program share."""
+
+    def __init__(self, task: SearchTask, program: Any) -> None:
+        self.task = task
+        self.program = program
+        self.code: str | None = None
+        try:
+            self.code = utils.get_dspy_source_code(program)
+        except Exception as error:  # noqa: BLE001 - the source of a notebook's class, say, can't be had
+            task.host.warn(f"instructions are proposed without the program's source: {first_line(error)}")
+
+    async def summary(self) -> str:
+        """DSPy's data summary: what is seen in ten examples after ten, each view knowing the ones before."""
+        train = self.task.train.dspy()
+        parts = [train[start : start + _VIEWED_AT_ONCE] for start in range(0, len(train), _VIEWED_AT_ONCE)]
+        seen, complete = "", 0
+        for number, part in enumerate(parts[:_VIEWS]):
+            examples = order_input_keys_in_string(repr(part))
+            if number == 0:
+                seen = await self.ask("view-0", DatasetDescriptor, "observations", examples=examples)
+                continue
+            more = await self.ask(
+                f"view-{number}",
+                DatasetDescriptorWithPriorObservations,
+                "observations",
+                prior_observations=seen,
+                examples=examples,
+            )
+            if more[: len(_COMPLETE)].upper() != _COMPLETE:
+                seen += more
+                continue
+            complete += 1
+            if complete >= _COMPLETE_ENOUGH:
+                break
+        return str(
+            strip_prefix(await self.ask("summary", ObservationSummarizer, "summary", observations=seen))
+        )
+
+    async def ask(self, step: str, signature: Any, field: str, **inputs: Any) -> str:
+        async def make() -> str:
+            async with self.task.gate:
+                with dspy.context(lm=self.task.prompt_lm):
+                    predict = dspy.Predict(signature, n=1, temperature=_TEMPERATURE)
+                    return str(getattr(await predict.acall(**inputs), field))
+
+        return await self.task.step(step, make)
+
+    async def instruction(
+        self, plan: ProposalPlan, demos: dict[int, list[Any]], summary: "asyncio.Future[str]"
+    ) -> str:
+        task = self.task
+
+        def ask() -> str:
+            generator = GenerateModuleInstruction(
+                program_code_string=self.code,
+                use_dataset_summary=True,
+                program_aware=self.code is not None,
+                use_task_demos=True,
+                use_instruct_history=False,
+                use_tip=bool(plan.tip),
+            )
+            final = generator.generate_module_instruction
+
+            def generate(**inputs: Any) -> Any:
+                inputs["dataset_description"] = task.from_thread(lambda: asyncio.shield(summary))
+                with task.slot():
+                    return final(**{name: inputs[name] for name in final.signature.input_fields})
+
+            place = f"{plan.predictor}-{plan.demo_set}"
+            for name in ("describe_program", "describe_module"):
+                setattr(generator, name, self._kept(f"{name}-{place}", getattr(generator, name)))
+            generator.generate_module_instruction = generate
+            lm = task.prompt_lm.copy(rollout_id=plan.rollout, temperature=_TEMPERATURE)
+            with dspy.context(lm=lm):
+                made = generator(
+                    demo_candidates=demos,
+                    pred_i=plan.predictor,
+                    demo_set_i=plan.demo_set,
+                    program=self.program,
+                    previous_instructions="",
+                    data_summary=None,
+                    num_demos_in_context=BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT,
+                    tip=plan.tip,
+                )
+            return str(strip_prefix(made.proposed_instruction))
+
+        return await task.in_thread(ask)
+
+    def _kept(self, step: str, predictor: Any) -> Any:
+        """A predictor whose answer is a step of the run."""
+        task = self.task
+
+        def ask(max_depth: Any = None, **inputs: Any) -> Any:  # DSPy passes one that its signature lacks
+            if step in task.host.steps:
+                return dspy.Prediction(**task.host.steps[step])
+            with task.slot():
+                made = predictor(**inputs)
+
+            async def answer() -> dict[str, str]:
+                return {name: str(value) for name, value in made.items()}
+
+            task.from_thread(lambda: task.step(step, answer))
+            return made
+
+        return ask

@@ -1,0 +1,166 @@
+"""DSPy's own MIPROv2 compile, step after step, for comparison."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dspy
+
+from agentcore.data import Example
+from agentcore.dspy_optimization.optimizers._demos import dump_demos, load_demos
+from agentcore.dspy_optimization.optimizers._task import SearchTask
+
+if TYPE_CHECKING:
+    from agentcore.dspy_optimization.optimizers.miprov2 import MIPROv2Settings
+
+
+async def compile_stock(task: SearchTask, settings: "MIPROv2Settings", seed: int) -> Any:
+    """The best program of `dspy.MIPROv2.compile`, its candidates scored by our evaluation: an outage stops
+    the search, where DSPy would score it 0."""
+
+    def judge(example: Any, prediction: Any, trace: Any = None) -> bool:
+        return task.from_thread(lambda: task.judge(example, prediction, trace))
+
+    compiler = _Compiler(
+        task,
+        metric=judge,
+        prompt_model=task.prompt_lm,
+        task_model=task.lm,
+        max_bootstrapped_demos=settings.max_bootstrapped_demos,
+        max_labeled_demos=settings.max_labeled_demos,
+        auto=settings.auto,
+        num_candidates=settings.num_candidates,
+        num_threads=1,
+        seed=seed,
+        track_stats=False,
+    )
+    await task.in_thread(
+        lambda: compiler.compile(
+            task.program,
+            trainset=task.train.dspy(),
+            valset=task.validation.dspy(),
+            num_trials=settings.num_trials,
+            minibatch=settings.minibatch,
+            minibatch_size=min(settings.minibatch_size, len(task.validation)),
+            minibatch_full_eval_steps=settings.minibatch_full_eval_steps,
+            seed=seed,
+        )
+    )
+    assert task.best is not None  # compile scores the program as given first
+    return task.best.program
+
+
+class _Score:
+    """What MIPROv2 reads of an evaluation: `score`, 0–100."""
+
+    def __init__(self, mean: float) -> None:
+        self.score = 100.0 * mean
+
+
+class _Compiler(dspy.MIPROv2):
+    """Hands the trials our evaluation. The method's arguments are the same since DSPy 2.6."""
+
+    def __init__(self, task: SearchTask, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._task = task
+        self._examples: Mapping[int, Example] = {id(item.dspy): item for item in task.validation}
+
+    def _bootstrap_fewshot_examples(self, *arguments: Any, **named: Any) -> Any:
+        return self._step(
+            "demos", super()._bootstrap_fewshot_examples, arguments, named, _dump_sets, _load_sets
+        )
+
+    def _propose_instructions(self, *arguments: Any, **named: Any) -> Any:
+        return self._step(
+            "instructions", super()._propose_instructions, arguments, named, _by_text, _by_index
+        )
+
+    def _step(
+        self,
+        name: str,
+        make: Callable[..., Any],
+        arguments: Any,
+        named: Any,
+        dump: Callable[[Any], Any],
+        load: Callable[[Any], Any],
+    ) -> Any:
+        """A step's outcome with the state in which it leaves the random numbers, on which the next draws."""
+        task, stored = self._task, self._task.host.steps.get(name)
+        if stored is not None:
+            version, internal, gauss = stored["rng"]
+            self.rng.setstate((version, tuple(internal), gauss))
+            return None if stored["made"] is None else load(stored["made"])
+        made = make(*arguments, **named)
+        version, internal, gauss = self.rng.getstate()
+        value = {"made": None if made is None else dump(made), "rng": [version, list(internal), gauss]}
+
+        async def made_now() -> Any:
+            return value
+
+        task.from_thread(lambda: task.step(name, made_now))
+        return made
+
+    def _optimize_prompt_parameters(
+        self,
+        program: Any,
+        instruction_candidates: dict[int, list[str]],
+        demo_candidates: dict[int, list[Any]] | None,
+        evaluate: Any,
+        valset: list[Any],
+        num_trials: int,
+        minibatch: bool,
+        minibatch_size: int,
+        minibatch_full_eval_steps: int,
+        seed: int,
+    ) -> Any:
+        task = self._task
+        names = [name for name, _ in program.named_predictors()]
+        instructions = {name: instruction_candidates[index] for index, name in enumerate(names)}
+        demos = (
+            {name: len(demo_candidates[index]) for index, name in enumerate(names)} if demo_candidates else {}
+        )
+        planned = num_trials + (_full_evaluations(num_trials, minibatch_full_eval_steps) if minibatch else 0)
+
+        async def tell() -> None:
+            task.space(instructions, demos, planned)
+
+        task.from_thread(tell)
+
+        def score(candidate: Any, devset: Sequence[Any], **_: Any) -> _Score:
+            examples = [self._examples[id(item)] for item in devset]
+            full = len(devset) >= len(valset)
+            return _Score(task.from_thread(lambda: task.score(candidate, examples, full=full, again=True)))
+
+        return super()._optimize_prompt_parameters(
+            program,
+            instruction_candidates,
+            demo_candidates,
+            score,
+            valset,
+            num_trials,
+            minibatch,
+            minibatch_size,
+            minibatch_full_eval_steps,
+            seed,
+        )
+
+
+def _by_index(stored: Mapping[str, Any]) -> dict[int, Any]:
+    return {int(index): value for index, value in stored.items()}
+
+
+def _by_text(made: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(index): value for index, value in made.items()}
+
+
+def _dump_sets(candidates: Mapping[int, Any]) -> dict[str, Any]:
+    return {str(index): [dump_demos(demos) for demos in sets] for index, sets in candidates.items()}
+
+
+def _load_sets(stored: Mapping[str, Any]) -> dict[int, Any]:
+    return {index: [load_demos(demos) for demos in sets] for index, sets in _by_index(stored).items()}
+
+
+def _full_evaluations(num_trials: int, steps: int) -> int:
+    """How many full evaluations DSPy puts between its minibatch trials, which it counts from 2."""
+    last = num_trials + num_trials // steps + (1 if num_trials % steps else 0)
+    return sum(trial % (steps + 1) == 0 or trial == last for trial in range(2, num_trials + 2))

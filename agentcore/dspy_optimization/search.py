@@ -1,0 +1,260 @@
+"""Trials many at a time: asked and told in batches, no result paid for twice, hopeless candidates stopped."""
+
+import asyncio
+import math
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optuna
+from scipy import stats
+
+from agentcore._threads import run_in_thread
+from agentcore.data import Example
+from agentcore.dspy_optimization._history import state_digest
+from agentcore.dspy_optimization.optimizers._task import SearchTask
+
+STARTUP = 10
+"""Trials that Optuna's TPE draws at random before it learns from results, the program as given among them."""
+
+_FIRST_LOOK = 8
+_LOOKS = 5
+_RESAMPLES = 9_999
+_SAME = 1e-12
+
+Params = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What candidates are made of.
+
+    Attributes:
+        choices: how many values each parameter has, in the order in which they are drawn. All zeros is the
+            program as given.
+        ready: when a candidate can be made, as the number of the wave of things that have to be there first.
+        build: the candidate's program; waits until it can be made.
+    """
+
+    choices: Mapping[str, int]
+    ready: Callable[[Params], int]
+    build: Callable[[Params], Awaitable[Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much to search.
+
+    Attributes:
+        seed: of the draws.
+        trials: combinations to draw besides the program as given.
+        minibatch: examples on which each is scored; as many as there are where no minibatches are wanted.
+        at_once: trials asked for at once after the random ones.
+        racing_level: a candidate stops once the one-sided paired sign-flip test against the leader, on the
+            examples that both have answered, falls below it; 0 for no racing. At each look, a candidate that
+            is in truth as good as the leader it is compared with is stopped with at most this probability.
+            It is no bound over all looks together, nor for a leader that leads by luck.
+    """
+
+    seed: int
+    trials: int
+    minibatch: int
+    at_once: int
+    racing_level: float
+
+
+@dataclass
+class _Candidate:
+    """One program and its scores on a prefix of the examples' order."""
+
+    number: int
+    params: Params
+    program: Any
+    scores: list[float | None] = field(default_factory=list)
+    stopped: bool = False
+
+    def mean(self, size: int | None = None) -> float:
+        scored = [score for score in self.scores[:size] if score is not None]
+        return sum(scored) / len(scored) if scored else 0.0
+
+
+class TrialSearch:
+    """MIPROv2's search: TPE over combinations, each scored on a minibatch, leaders on all examples.
+
+    All candidates answer the same examples in the same order, so that any two are compared in pairs and a
+    fuller evaluation asks only for what is missing. Decisions depend on results and on the limit of what is
+    in flight, never on timing: the same seed gives the same trials.
+    """
+
+    def __init__(self, task: SearchTask, space: Space, order: Sequence[Example], plan: Plan) -> None:
+        self.task = task
+        self.space = space
+        self.order = order
+        self.plan = plan
+        self.candidates: dict[str, _Candidate] = {}
+        self.duplicates = 0
+        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            name: optuna.distributions.CategoricalDistribution(range(count))
+            for name, count in space.choices.items()
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=plan.seed, multivariate=True, n_startup_trials=STARTUP, constant_liar=True
+            )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+
+    async def run(self) -> None:
+        """Search; the best candidate is the task's."""
+        self.study.enqueue_trial(dict.fromkeys(self.space.choices, 0))
+        first = self.ask(min(self.plan.trials + 1, STARTUP))
+        for wave in sorted({self.space.ready(trial.params) for trial in first}):
+            await self.round([trial for trial in first if self.space.ready(trial.params) == wave])
+        left = self.plan.trials + 1 - len(first)
+        while left:
+            batch = self.ask(min(self.plan.at_once, left))
+            left -= len(batch)
+            await self.round(batch, promoting=True)
+        await self.round([], promoting=True)
+        self.tell_racing()
+
+    def ask(self, count: int) -> list[optuna.trial.Trial]:
+        return [self.study.ask(fixed_distributions=self.distributions) for _ in range(count)]
+
+    async def round(self, batch: Sequence[optuna.trial.Trial], *, promoting: bool = False) -> None:
+        """Score a batch of trials on the minibatch; what is drawn again is answered from what is known.
+
+        Args:
+            promoting: meanwhile score the best candidate of earlier rounds on all examples.
+        """
+        programs = [await self.space.build(trial.params) for trial in batch]
+        keys = [await run_in_thread(partial(state_digest, program)) for program in programs]
+        promoted = self.next_promoted() if promoting else None
+        new: list[_Candidate] = []
+        for trial, key, program in zip(batch, keys, programs, strict=True):
+            if key in self.candidates:
+                self.duplicates += 1
+                continue
+            self.candidates[key] = _Candidate(trial.number, trial.params, program)
+            new.append(self.candidates[key])
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.race(new, self.plan.minibatch))
+            if promoted is not None:
+                group.create_task(self.race([promoted], len(self.order)))
+        for trial, key in zip(batch, keys, strict=True):
+            found = self.candidates[key]
+            self.study.tell(trial, found.mean(self.plan.minibatch))
+            self.report(found, self.plan.minibatch)
+        if promoted is not None:
+            self.study.add_trial(
+                optuna.trial.create_trial(
+                    params=dict(promoted.params), distributions=self.distributions, value=promoted.mean()
+                )
+            )
+            self.report(promoted, len(self.order))
+        await self.task.durable()
+
+    async def race(self, contenders: Sequence[_Candidate], size: int) -> None:
+        """Bring contenders to `size` examples, in step, but for those that fall behind the leader."""
+        # Another race may go on beside this one: what it finds meanwhile must not matter here.
+        others = [
+            replace(item, scores=list(item.scores))
+            for item in self.candidates.values()
+            if item not in contenders
+        ]
+        running = [item for item in contenders if len(item.scores) < size]
+        at = min((len(item.scores) for item in running), default=size)
+        while running and at < size:
+            stride = self.stride(len(running), size, at)
+            at = size if size - at < 1.5 * stride else at + stride
+            async with asyncio.TaskGroup() as group:
+                for item in running:
+                    group.create_task(self.extend(item, at))
+            if at < size:
+                running = await self.survivors(running, [*others, *running], at)
+
+    def stride(self, running: int, size: int, at: int) -> int:
+        """Examples until the next look: as many as fill the allowed number in flight, or twice that, …"""
+        if not self.plan.racing_level:
+            return size
+        least, limit = _FIRST_LOOK if at == 0 else math.ceil(size / _LOOKS), self.task.max_concurrency
+        return max(least, math.ceil(least * running / limit) * limit // running)
+
+    async def extend(self, item: _Candidate, size: int) -> None:
+        missing = self.order[len(item.scores) : size]
+        if missing:
+            report = await self.task.measure(item.program, missing)
+            item.scores += report.scores
+
+    async def survivors(
+        self, running: Sequence[_Candidate], rivals: Sequence[_Candidate], size: int
+    ) -> list[_Candidate]:
+        able = [item for item in rivals if len(item.scores) >= size]
+        leader = max(able, key=lambda item: (item.mean(size), -item.number))
+        kept = []
+        for item in running:
+            if item is not leader and await run_in_thread(partial(self.beaten, item, leader, size)):
+                item.stopped = True
+            else:
+                kept.append(item)
+        return kept
+
+    def beaten(self, item: _Candidate, leader: _Candidate, size: int) -> bool:
+        pairs = zip(item.scores[:size], leader.scores[:size], strict=True)
+        differences = [own - other for own, other in pairs if own is not None and other is not None]
+        return behind(differences) < self.plan.racing_level
+
+    def next_promoted(self) -> _Candidate | None:
+        """The best candidate that is not fully scored, if it may be the best of all."""
+        whole, size = len(self.order), self.plan.minibatch
+        full = [item for item in self.candidates.values() if len(item.scores) == whole]
+        rivals = [
+            item for item in self.candidates.values() if not item.stopped and size <= len(item.scores) < whole
+        ]
+        rival = max(rivals, key=lambda item: (item.mean(size), -item.number), default=None)
+        best = max(full, key=lambda item: (item.mean(), -item.number), default=None)
+        if rival is not None and best is not None and rival.mean(size) < best.mean(size):
+            return None
+        return rival
+
+    def report(self, item: _Candidate, size: int) -> None:
+        scored = min(size, len(item.scores))
+        self.task.report(
+            item.program, item.mean(scored), scored, full=scored == len(self.order), stopped=item.stopped
+        )
+
+    def tell_racing(self) -> None:
+        """What racing and kept results saved, in examples that were not asked."""
+        stopped = [item for item in self.candidates.values() if item.stopped]
+        self.task.details["racing"] = {
+            "level": self.plan.racing_level,
+            "stopped": len(stopped),
+            "examples_saved": sum(max(0, self.plan.minibatch - len(item.scores)) for item in stopped),
+            "combinations_drawn_again": self.duplicates,
+        }
+
+
+def behind(differences: Sequence[float]) -> float:
+    """One-sided p-value of the paired sign-flip test that the mean difference is 0 against that it is
+    negative; exact for differences of one size (the sign test) and for up to 13 that are not 0."""
+    changed = np.asarray([value for value in differences if abs(value) > _SAME])
+    if not changed.size:
+        return 1.0
+    if np.ptp(np.abs(changed)) <= _SAME:
+        return float(stats.binom.cdf(int((changed > 0).sum()), changed.size, 0.5))
+    if changed.size < 2:
+        return 0.5
+    result = stats.permutation_test(
+        (changed,),
+        lambda values, axis: np.mean(values, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=_RESAMPLES,
+        alternative="less",
+        rng=np.random.default_rng(0),
+    )
+    return float(result.pvalue)
