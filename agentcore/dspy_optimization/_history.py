@@ -82,7 +82,7 @@ class History:
                 key = event.evaluation, event.candidate
                 self._measured[key][_place(event.evaluation, record.index, record.digest)] = record
                 self._settled.discard(key)
-                stage = event.evaluation if event.evaluation in (BASELINE, WINNER) else "search"
+                stage = event.evaluation if event.evaluation in (BASELINE, WINNER) else "trials"
                 self.spend[stage] = _plus(self.spend.get(stage, Spend()), event.record)
             case WarningRaised():
                 self.warnings.add(event.message)
@@ -119,11 +119,6 @@ class History:
             if not again or key in self._settled:
                 found[index] = replace(record, index=index)
         return found
-
-    def calls(self, stage: str) -> int:
-        """LM calls that a stage made, cache hits among them."""
-        spend = self.spend.get(stage, Spend())
-        return spend.calls + spend.cache_hits
 
 
 def _place(evaluation: str, index: int, digest: str) -> str:

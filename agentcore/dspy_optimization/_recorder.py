@@ -32,7 +32,7 @@ from agentcore.journal import (
     TrialPoint,
     wait,
 )
-from agentcore.lm import is_offline
+from agentcore.lm import is_offline, unmanaged
 from agentcore.tracking import Delivery, Draft, MLflowTracker
 
 _DATA = "training_data.json"
@@ -192,7 +192,7 @@ class Recorder:
         drafts: list[Draft] = []
         if best is not None and self.tracker is not None and not self.ended:
             drafts = await self._model(
-                best.program,
+                unmanaged(best.program.deepcopy()),
                 "best_so_far",
                 {"validation_score": best.score, "trial": best.number},
                 as_logged_model=False,

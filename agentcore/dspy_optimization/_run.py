@@ -3,10 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from agentcore.data import Example
+from agentcore.dspy_optimization._budget import Budget
 from agentcore.dspy_optimization._figures import (
     contradictions,
     improvement,
@@ -26,7 +27,6 @@ from agentcore.dspy_optimization.models import (
 )
 from agentcore.errors import (
     AgentCoreError,
-    ConfigurationError,
     EvaluationError,
     first_line,
     redact,
@@ -47,7 +47,7 @@ from agentcore.journal import (
     WarningRaised,
     WinnerMeasured,
 )
-from agentcore.lm import Guard, SearchStopped, redacted_logs
+from agentcore.lm import Guard, Meter, Prices, SearchStopped, redacted_logs, unmanaged
 from agentcore.tracking import MLflowTracker, program_state
 
 _ID_SECONDS = 2.0
@@ -69,6 +69,7 @@ class Run:
         tracker: MLflowTracker | None,
         *,
         max_concurrency: int,
+        prices: Prices,
         on_event: EventSink | None,
         on_progress: Callable[[Progress], None] | None,
         resumed: Unfinished | None = None,
@@ -80,8 +81,18 @@ class Run:
         self.gate = asyncio.Semaphore(max_concurrency)
         self.history = resumed.history if resumed else History()
         self.resumed = resumed is not None
-        self.progress = Progress()
+        self.progress = Progress(meter=Meter(prices))
         self.progress.meter.start_from(self.history.spend)
+        self.budget = Budget(self.constraints, self.progress.meter, max_concurrency, len(job.splits.test))
+        control = self.budget.control
+        own = (predictor.lm for predictor in job.program.predictors())
+        control.check_bounds(job.lm, job.prompt_lm, *own)
+        self.job = job = replace(
+            job,
+            lm=control.manage(job.lm),
+            prompt_lm=control.manage(job.prompt_lm),
+            program=control.manage_program(job.program.deepcopy()),
+        )
         self.warnings: list[str] = []
         self.recorder = Recorder(tracker, job, resumed.lease if resumed else None, self.warn)
         self.search = Search(
@@ -90,6 +101,7 @@ class Run:
             self.history,
             tracker.entries if tracker else None,
             self.measure_all,
+            self.budget,
             self.emit,
             self.recorder.durable,
             self.warn,
@@ -155,17 +167,24 @@ class Run:
         )
 
     async def steps(self) -> OptimizationResult:
-        baseline, reserve = await self.measure(BASELINE, self.job.program)
+        self.budget.check_baseline()
+        baseline = await self.measure(BASELINE, self.job.program)
         self.check_objectives(baseline)
         self.emit(BaselineMeasured, known=self.history.has_baseline, metrics=baseline.metrics.model_dump())
+        self.budget.begin_search(baseline.records)
         self.stage("search")
-        program, status = await self.search.run(self.call_limit(reserve))
+        program, status = await self.search.run()
+        self.budget.begin_winner()
         if program_state(program) == program_state(self.job.program):
             # Measured again, the same program would differ by noise, or by the cache's answers.
             self.warn("no candidate was better on the validation split: the program is kept as given")
             optimized = baseline
         else:
-            optimized, _ = await self.measure(WINNER, program)
+            optimized = await self.measure(WINNER, program)
+            if len(optimized.records) < len(baseline.records):
+                status, baseline = "budget_exhausted", _same_examples(baseline, optimized)
+                if not optimized.records:
+                    program, optimized = self.job.program, baseline
         result = self.result(program, status, baseline, optimized)
         measured = self.event(
             WinnerMeasured,
@@ -187,40 +206,31 @@ class Run:
             self.warnings.append(f"{problem}. Nothing is lost: what waits is delivered by agentcore sync")
         return result.model_copy(update={"warnings": list(self.warnings), "run_id": run_id})
 
-    async def measure(self, stage: str, program: Any) -> tuple[EvaluationReport, int]:
-        """Evaluate a program on the test split; the report, and how many LM calls it took."""
-        test, limit = self.job.splits.test, self.constraints.max_lm_calls
-        if limit is not None and limit <= 2 * len(test):
-            raise self.too_few_calls(len(test))
-        before = self.history.calls(stage)
+    async def measure(self, stage: str, program: Any) -> EvaluationReport:
+        """Evaluate a program on the test split: of the winner as much of it as the caps allow."""
+        test, measured = self.job.splits.test, dict[int, ExampleRecord]()
         # The guard stops the threads of synchronous programs, which a cancellation can't.
-        own = None if limit is None or stage != BASELINE else max(0, limit - before)
-        guard = Guard(own, outage_after=None)
+        guard = Guard(self.budget.control.reserve_unmanaged, outage_after=None)
         self.stage(stage, len(test))
+        candidate = state_digest(program)
+        known = self.history.records(stage, candidate, test.examples)
         try:
             with self.job.context(), self.progress.meter.stage(stage), guard.watching():
-                candidate = state_digest(program)
-                known = self.history.records(stage, candidate, test.examples)
-                report = await self.measure_all(stage, candidate, program, test, known)
-        except SearchStopped:
-            raise self.too_few_calls(guard.calls) from None
+                return await self.measure_all(stage, candidate, program, test, known, measured=measured)
+        except SearchStopped as stopped:
+            if stage == BASELINE:
+                raise self.budget.too_little(
+                    f"the baseline took more than that on {len(test)} examples"
+                ) from None
+            records = sorted({**known, **measured}.values(), key=lambda record: record.index)
+            kept = "its figures are of them" if records else "the program is kept as given"
+            self.warn(
+                f"{self.budget.limit(stopped.reason)} was reached when {len(records)} of {len(test)} test "
+                f"examples had been measured with the winner: {kept}"
+            )
+            return EvaluationReport(tuple(records), self.job.metric.success_threshold)
         finally:
             guard.stop("cancelled")
-        return report, before + guard.calls
-
-    def call_limit(self, reserve: int) -> int | None:
-        limit = self.constraints.max_lm_calls
-        if limit is None:
-            return None
-        if limit <= 2 * reserve:
-            raise self.too_few_calls(reserve)
-        return limit - 2 * reserve
-
-    def too_few_calls(self, each: int) -> ConfigurationError:
-        return ConfigurationError(
-            f"max_lm_calls={self.constraints.max_lm_calls} leaves nothing for the search: "
-            f"baseline and winner take at least {each} each"
-        )
 
     async def measure_all(
         self,
@@ -231,16 +241,20 @@ class Run:
         known: Mapping[int, ExampleRecord],
         *,
         tolerated: int | None = None,
+        measured: dict[int, ExampleRecord] | None = None,
     ) -> EvaluationReport:
         """Measure what is not known; each example is in the journal as soon as it is measured.
 
         Args:
             tolerated: of a candidate, how many examples the LM may fail on.
+            measured: gets each record by its index, also where the evaluation is stopped.
         """
         self.progress.done += len(known)
 
         def count(record: ExampleRecord) -> None:
             self.progress.done += 1
+            if measured is not None:
+                measured[record.index] = record
             self.emit(ExampleMeasured, evaluation=evaluation, candidate=candidate, record=record.as_dict())
 
         limits = Limits(
@@ -258,6 +272,7 @@ class Run:
             limits=limits,
             on_record=count,
             known=known,
+            judging=lambda: self.progress.meter.stage("judge"),
         )
         await self.recorder.durable()
         return report
@@ -309,7 +324,7 @@ class Run:
             spend=self.progress.meter.total,
             spend_by_stage=self.progress.meter.by_stage(),
             warnings=list(self.warnings),
-            program=program,
+            program=unmanaged(program.deepcopy()),
         )
 
     def stage(self, name: str, total: int = 0) -> None:
@@ -351,3 +366,10 @@ class Run:
         except Exception as error:  # noqa: BLE001 - the caller's; a broken listener must not cost the run
             self.sink = None
             self.warn(f"on_event raised {first_line(error)}: it is not called any more")
+
+
+def _same_examples(baseline: EvaluationReport, optimized: EvaluationReport) -> EvaluationReport:
+    """The baseline on those examples that the winner could be measured on; all of it where there is none."""
+    measured = {record.index for record in optimized.records}
+    records = tuple(record for record in baseline.records if not measured or record.index in measured)
+    return EvaluationReport(records, baseline.success_threshold)

@@ -4,11 +4,13 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
 from agentcore._threads import run_in_thread
 from agentcore.data import Example
+from agentcore.dspy_optimization._budget import Budget
 from agentcore.dspy_optimization._history import History, state_digest
 from agentcore.dspy_optimization._prepare import Job
 from agentcore.dspy_optimization._progress import Progress
@@ -17,7 +19,7 @@ from agentcore.dspy_optimization.optimizers import SEARCH, SearchTask, Trial
 from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError, first_line
 from agentcore.evaluation import EvaluationReport, ExampleRecord
 from agentcore.journal import CandidateProposed, StepFinished, TrialFinished, TrialPoint
-from agentcore.lm import Guard, SearchStopped, is_lm_failure
+from agentcore.lm import LIMITS, Guard, SearchStopped, is_lm_failure
 from agentcore.tracking import Entries, program_state
 
 _ENDED = "search"
@@ -33,6 +35,7 @@ class Search:
         history: History,
         entries: Entries | None,
         evaluate: Callable[..., Awaitable[EvaluationReport]],
+        budget: Budget,
         emit: Callable[..., None],
         durable: Callable[[], Awaitable[None]],
         warn: Callable[[str], None],
@@ -45,6 +48,7 @@ class Search:
         self.history = history
         self.entries = entries
         self.measure = evaluate
+        self.budget = budget
         self.emit = emit
         self.write_all = durable
         self.warn = warn
@@ -65,11 +69,8 @@ class Search:
         """How long the search took so far, in earlier processes too."""
         return self._before + (time.monotonic() - self._began if self._began is not None else 0.0)
 
-    async def run(self, max_calls: int | None) -> tuple[Any, Status]:
+    async def run(self) -> tuple[Any, Status]:
         """The program to keep, and how the search ended; an earlier process may have ended it.
-
-        Args:
-            max_calls: LM calls that it may make; None for no limit.
 
         Raises:
             LMUnavailableError: the model failed.
@@ -78,7 +79,7 @@ class Search:
         if _ENDED in self.history.steps:
             return self.ended(self.history.steps[_ENDED])
         self._began = time.monotonic()
-        program, status = await self.search(max_calls)
+        program, status = await self.search()
         self._before, self._began = self.seconds, None
         self.emit(
             StepFinished,
@@ -104,9 +105,9 @@ class Search:
         self.details = outcome["details"]
         return program, outcome["status"]
 
-    async def search(self, max_calls: int | None) -> tuple[Any, Status]:
+    async def search(self) -> tuple[Any, Status]:
         job, loop = self.job, asyncio.get_running_loop()
-        guard = Guard(None if max_calls is None else max(0, max_calls - self.history.calls("search")))
+        guard = Guard(self.budget.control.reserve_unmanaged)
         task = self._task = self.task(guard)
         left = max(0.0, self.constraints.max_optimization_time - self._before)
         # Trials that the journal answers take no time of the search's.
@@ -122,7 +123,7 @@ class Search:
         stopped: SearchStopped | None = None
         program = None
         try:
-            with job.context(), self.progress.meter.stage("search"), guard.watching():
+            with job.context(), self.stage("trials"), guard.watching():
                 program = await self.guarded(job.optimizer.optimize(task), guard)
         except SearchStopped as stop:
             stopped = stop
@@ -136,7 +137,7 @@ class Search:
                 timer.cancel()
         if stopped is None:
             return program, "completed"
-        if stopped.reason in ("time_limit", "call_limit"):
+        if stopped.reason in LIMITS:
             return self.kept(task, stopped), "budget_exhausted"
         raise self.failure(stopped)
 
@@ -178,6 +179,10 @@ class Search:
 
     # What optimizers tell, and ask for: their `Host`
 
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Within it LM calls are on the account as `bootstrap`, `proposals`, `trials` or `judge`."""
+        return self.progress.meter.stage(name)
+
     async def evaluate(
         self, program: Any, examples: Sequence[Example], evaluation: str = SEARCH
     ) -> EvaluationReport:
@@ -203,6 +208,7 @@ class Search:
         )
         for record in report.records:
             self._results[evaluation, candidate, record.digest] = record
+        self.budget.learn(report.records)
         return report
 
     async def durable(self) -> None:
@@ -241,10 +247,7 @@ class Search:
     # How it ended
 
     def kept(self, task: SearchTask, stopped: SearchStopped) -> Any:
-        reason = {
-            "time_limit": f"max_optimization_time ({self.constraints.max_optimization_time:g} s)",
-            "call_limit": f"max_lm_calls ({self.constraints.max_lm_calls})",
-        }[stopped.reason]
+        reason = self.budget.limit(stopped.reason)
         if task.best is None:
             self.warn(f"{reason} was reached before any candidate was scored: the program is kept as given")
             return self.job.program.deepcopy()

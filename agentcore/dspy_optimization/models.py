@@ -48,7 +48,12 @@ class OptimizationConstraints(_Strict):
     max_optimization_time: float = Field(default=7200, gt=0)
     """Seconds that the search may take; the best candidate so far is then kept."""
     max_lm_calls: int | None = Field(default=None, gt=0)
-    """LM calls of the whole run. The search stops in time for the winner to take as many as the baseline."""
+    """Answered LM calls of the whole run. This cap and the next two are never exceeded: what a call could
+    take is reserved before it is made. The search stops in time for the winner to be measured."""
+    max_tokens: int | None = Field(default=None, gt=0)
+    """Input and output tokens of the whole run."""
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    """USD of the whole run; every model's price must be known."""
     min_improvement_threshold: float = Field(default=0.05, ge=0)
     """The improvement, a fraction, below which the result says that the gain is not worth it."""
     max_error_rate: float = Field(default=0.1, ge=0, lt=1)

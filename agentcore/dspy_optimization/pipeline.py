@@ -22,6 +22,7 @@ from agentcore.evaluation import Metric
 from agentcore.journal import (
     EventSink,
 )
+from agentcore.lm import parse_prices
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import MLflowTracker, destination_of
 
@@ -45,6 +46,8 @@ class OptimizationPipeline:
         on_event: called in the event loop with every journal event.
         on_progress: called once with the `Progress` of a run that starts, which may be read at any time.
         seed: of splits, search and resampling.
+        prices: USD per million input and output tokens by model, `{"openai/x": (0.25, 2.0)}`; they come
+            before litellm's own table.
         program_path: `package.module:object`, where `program` can be imported from when its model is
             loaded.
     """
@@ -63,6 +66,7 @@ class OptimizationPipeline:
         on_progress: Callable[[Progress], None] | None = None,
         seed: int = 0,
         program_path: str | None = None,
+        prices: Mapping[str, Any] | None = None,
     ) -> None:
         if max_concurrency < 1:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}")
@@ -79,6 +83,7 @@ class OptimizationPipeline:
         self.on_progress = on_progress
         self.seed = seed
         self.program_path = program_path
+        self.prices = parse_prices(prices or {})
 
     @property
     def sync(self) -> Any:
@@ -234,6 +239,7 @@ class OptimizationPipeline:
             job,
             tracker,
             max_concurrency=self.max_concurrency,
+            prices=self.prices,
             on_event=self.on_event,
             on_progress=self.on_progress,
             resumed=resumed,

@@ -4,7 +4,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -57,6 +57,7 @@ async def evaluate(
     limits: Limits | None = None,
     on_record: RecordSink | None = None,
     known: Mapping[int, ExampleRecord] | None = None,
+    judging: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> EvaluationReport:
     """Run `program` on every example, concurrently, and score what it predicts.
 
@@ -71,6 +72,7 @@ async def evaluate(
         limits: concurrency and tolerated failures.
         on_record: called in the event loop as each example ends, in the order of ending.
         known: records of an earlier evaluation, by index, that are not to be made again.
+        judging: entered while the metric runs.
 
     Raises:
         DataError: no examples.
@@ -81,7 +83,7 @@ async def evaluate(
     if not examples:
         raise DataError("nothing to evaluate: no examples")
     limits = limits or Limits()
-    run = _Run(program, metric, lm, limits, len(examples), on_record or (lambda record: None))
+    run = _Run(program, metric, lm, limits, len(examples), on_record or (lambda record: None), judging)
     known = known or {}
     run.records += known.values()
     pending = iter([(index, item) for index, item in enumerate(examples) if index not in known])
@@ -126,12 +128,14 @@ class _Run:
         limits: Limits,
         total: int,
         on_record: RecordSink,
+        judging: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.program = program
         self.metric = metric
         self.lm = lm
         self.secrets = lm_secrets(lm, *(predictor.lm for predictor in program.predictors()))
         self.on_record = on_record
+        self.judging = judging
         self.records: list[ExampleRecord] = []
         self.errors: list[tuple[int, Exception]] = []
         self.total = total
@@ -156,7 +160,8 @@ class _Run:
                 elapsed_ms = (time.perf_counter() - started) * 1000
             if failure is not None:
                 return self.failed(index, example, failure, sink.spend, elapsed_ms)
-            score = await self.metric.score(example.dspy, prediction)
+            with self.judging():
+                score = await self.metric.score(example.dspy, prediction)
         return _record(index, example, sink.spend, elapsed_ms, prediction=prediction, score=score)
 
     async def predict(self, example: Example) -> tuple[Any, Exception | None]:

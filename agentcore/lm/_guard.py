@@ -8,7 +8,11 @@ from typing import Any, Literal
 import dspy
 from dspy.utils.callback import BaseCallback
 
-StopReason = Literal["cancelled", "time_limit", "call_limit", "outage", "failed"]
+from agentcore.lm._ledger import CapReached
+
+StopReason = Literal["cancelled", "time_limit", "call_limit", "token_limit", "cost_limit", "outage", "failed"]
+LIMITS: tuple[StopReason, ...] = ("time_limit", "call_limit", "token_limit", "cost_limit")
+"""Reasons for which the best so far is kept."""
 
 OUTAGE_AFTER = 5
 """LM calls failing in a row, each after its own retries, that count as an outage."""
@@ -33,18 +37,32 @@ class SearchStopped(BaseException):
         self.error = error
 
 
+def current_guard() -> "Guard | None":
+    """The innermost guard that watches here."""
+    found = [item for item in dspy.settings.get("callbacks", []) if isinstance(item, Guard)]
+    return found[-1] if found else None
+
+
+Reserve = Callable[[Any, dict[str, Any]], Callable[[], None]]
+
+
+def _nothing() -> None:
+    pass
+
+
 class Guard(BaseCallback):
-    """Refuses LM calls once stopped, whether by a caller, a call limit or an outage. Thread-safe.
+    """Refuses LM calls once stopped, whether by a caller, a cap or an outage. Thread-safe.
 
     Args:
-        max_calls: LM calls that may start under this guard, cache hits among them; None for no limit.
+        reserve: called before each call of an LM that doesn't reserve itself, with the LM and its inputs;
+            raises where a cap could be exceeded, else gives what is called once the call has ended.
         outage_after: LM calls failing in a row that stop it; None where failures are counted elsewhere.
     """
 
-    def __init__(self, max_calls: int | None = None, *, outage_after: int | None = OUTAGE_AFTER) -> None:
-        self.max_calls = max_calls
+    def __init__(self, reserve: Reserve | None = None, *, outage_after: int | None = OUTAGE_AFTER) -> None:
         self.outage_after = outage_after
-        self.calls = 0
+        self._reserve = reserve
+        self._reserved: dict[str, Callable[[], None]] = {}
         self.stopped: SearchStopped | None = None
         self._listeners: list[Callable[[SearchStopped], None]] = []
         self._failures = 0
@@ -81,17 +99,20 @@ class Guard(BaseCallback):
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         self.check()
-        with self._lock:
-            over = self.max_calls is not None and self.calls >= self.max_calls
-            if not over:
-                self.calls += 1
-        if over:
-            self.stop("call_limit")
+        if self._reserve is None:
+            return
+        try:
+            given_back = self._reserve(instance, inputs)
+        except CapReached as reached:
+            self.stop(reached.limit)
             self.check()
+        else:
+            self._reserved[call_id] = given_back
 
     def on_lm_end(
         self, call_id: str, outputs: dict[str, Any] | None, exception: BaseException | None = None
     ) -> None:
+        self._reserved.pop(call_id, _nothing)()
         if self.outage_after is None or not is_lm_failure(exception):
             if exception is None:
                 with self._lock:

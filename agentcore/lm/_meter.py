@@ -8,6 +8,8 @@ from typing import Any
 
 import dspy
 
+from agentcore.lm._prices import Prices
+
 
 @dataclass(frozen=True)
 class CallRecord:
@@ -61,7 +63,8 @@ class _Sink:
     sees neither usage nor cost. Lift once DSPy's `on_lm_end` carries both.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of: object = None) -> None:
+        self.of = of
         self.history = self
         self._lock = threading.Lock()
         self.spend = Spend()
@@ -79,14 +82,15 @@ def _call_record(entry: dict[str, Any]) -> CallRecord:
     usage = entry.get("usage") or {}
     cache_hit = not usage and _stored_usage(entry.get("response"))
     model = str(entry.get("model", ""))
+    taken = int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0)
+    given = int(usage.get("completion_tokens") or usage.get("output_tokens") or 0)
+    price = (dspy.settings.get("agentcore_prices") or {}).get(model)
+    cost = entry.get("cost") if price is None else price.of(taken, given)
     # A cache hit repeats the old price. The offline engine is run here, for nothing.
-    free = cache_hit or model.startswith("offline/")
+    if cache_hit or (price is None and model.startswith("offline/")):
+        cost = 0.0
     return CallRecord(
-        model=model,
-        input_tokens=int(usage.get("prompt_tokens") or usage.get("input_tokens") or 0),
-        output_tokens=int(usage.get("completion_tokens") or usage.get("output_tokens") or 0),
-        cost_usd=0.0 if free else entry.get("cost"),
-        cache_hit=cache_hit,
+        model=model, input_tokens=taken, output_tokens=given, cost_usd=cost, cache_hit=cache_hit
     )
 
 
@@ -105,10 +109,20 @@ def _stored_usage(response: Any) -> bool:
 
 
 @contextmanager
-def collect_spend() -> Iterator[_Sink]:
-    """Within the block, and in threads that copied its context, every answered call is added to `.spend`."""
-    sink = _Sink()
-    callers = [*(dspy.settings.caller_modules or []), sink]
+def collect_spend(of: object = None) -> Iterator[_Sink]:
+    """Within the block, and in threads that copied its context, every answered call is added to `.spend`.
+
+    Of several blocks about one another those of the same `of` don't add up: the innermost counts.
+    """
+    sink = _Sink(of)
+    callers = [
+        *(
+            caller
+            for caller in dspy.settings.caller_modules or []
+            if of is None or not isinstance(caller, _Sink) or caller.of is not of
+        ),
+        sink,
+    ]
     # A user who turned histories off would turn the account off with them.
     size = dspy.settings.max_history_size or 1
     with dspy.context(caller_modules=callers, disable_history=False, max_history_size=size):
@@ -116,9 +130,14 @@ def collect_spend() -> Iterator[_Sink]:
 
 
 class Meter:
-    """The account of one run, by stage. Thread-safe."""
+    """The account of one run, by stage; of nested stages the innermost counts. Thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        prices: the user's own, by model; where there is none, what the LM tells counts.
+    """
+
+    def __init__(self, prices: Prices | None = None) -> None:
+        self.prices = dict(prices or {})
         self._sinks: dict[str, list[_Sink]] = {}
 
     def start_from(self, spent: Mapping[str, Spend]) -> None:
@@ -130,7 +149,7 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        with collect_spend() as sink:
+        with collect_spend(self) as sink, dspy.context(agentcore_prices=self.prices):
             self._sinks.setdefault(name, []).append(sink)
             yield
 

@@ -17,6 +17,7 @@ def offline_lm(
     seed: int = 0,
     cache: bool = False,
     num_retries: int = 3,
+    max_tokens: int = 1000,
 ) -> Any:
     """The offline engine as a `dspy.LM`; `lm.engine.calls` counts its requests.
 
@@ -26,10 +27,11 @@ def offline_lm(
         seed: of the draws that decide which requests fail.
         cache: whether DSPy caches its answers.
         num_retries: DSPy's retries of a failed request.
+        max_tokens: that an answer can have; what is longer is cut.
     """
     from agentcore.lm.offline import make_offline_lm
 
-    return make_offline_lm(latency, error_rate, seed, cache, num_retries)
+    return make_offline_lm(latency, error_rate, seed, cache, num_retries, max_tokens)
 
 
 def resolve_lm(lm: Any = None) -> Any:

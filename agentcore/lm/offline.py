@@ -9,6 +9,7 @@ demonstrations it picks among the allowed values by a hash of the inputs, whatev
 
 import asyncio
 import hashlib
+import itertools
 import random
 import re
 import threading
@@ -67,13 +68,16 @@ class OfflineEngine:
             raise ServerError("offline/knn: a failure drawn by error_rate", status=503)
         system = request.system if isinstance(request.system, str) else ""
         messages = [(message.role, message.text or "") for message in request.messages]
-        text = answer(system, messages)
+        text, reason = answer(system, messages), "stop"
+        most = request.config.max_tokens if request.config else None
+        if most is not None and count_tokens(text) > most:
+            text, reason = text[: _end_of_token(text, most)], "length"
         asked = count_tokens(system) + sum(count_tokens(message) for _, message in messages)
         return Response(
             id=None,
             model=request.model,
             message=Message.assistant(text),
-            finish_reason="stop",
+            finish_reason=reason,
             usage=Usage(input_tokens=asked, output_tokens=count_tokens(text)),
         )
 
@@ -111,7 +115,9 @@ class AsyncOfflineEngine:
         return self
 
 
-def make_offline_lm(latency: float, error_rate: float, seed: int, cache: bool, num_retries: int) -> Any:
+def make_offline_lm(
+    latency: float, error_rate: float, seed: int, cache: bool, num_retries: int, max_tokens: int
+) -> Any:
     """A `dspy.LM` over a new engine, which is its `engine`."""
     engine = OfflineEngine(latency, error_rate, seed)
     return dspy.LM(
@@ -120,7 +126,12 @@ def make_offline_lm(latency: float, error_rate: float, seed: int, cache: bool, n
         async_engine=AsyncOfflineEngine(engine),
         cache=cache,
         num_retries=num_retries,
+        max_tokens=max_tokens,
     )
+
+
+def _end_of_token(text: str, count: int) -> int:
+    return next(itertools.islice(_TOKEN.finditer(text), count - 1, None)).end()
 
 
 def count_tokens(text: str) -> int:

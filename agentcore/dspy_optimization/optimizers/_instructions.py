@@ -128,7 +128,7 @@ class _Described:
     async def ask(self, step: str, signature: Any, field: str, **inputs: Any) -> str:
         async def make() -> str:
             async with self.task.gate:
-                with dspy.context(lm=self.task.prompt_lm):
+                with self.task.host.stage("proposals"), dspy.context(lm=self.task.prompt_lm):
                     predict = dspy.Predict(signature, n=1, temperature=_TEMPERATURE)
                     return str(getattr(await predict.acall(**inputs), field))
 
@@ -160,7 +160,7 @@ class _Described:
                 setattr(generator, name, self._kept(f"{name}-{place}", getattr(generator, name)))
             generator.generate_module_instruction = generate
             lm = task.prompt_lm.copy(rollout_id=plan.rollout, temperature=_TEMPERATURE)
-            with dspy.context(lm=lm):
+            with task.host.stage("proposals"), dspy.context(lm=lm):
                 made = generator(
                     demo_candidates=demos,
                     pred_i=plan.predictor,

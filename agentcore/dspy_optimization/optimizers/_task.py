@@ -44,6 +44,10 @@ class Host(Protocol):
         self, program: Any, examples: Sequence[Example], evaluation: str
     ) -> EvaluationReport: ...
 
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Within it LM calls are on the account as `bootstrap`, `proposals`, `trials` or `judge`."""
+        ...
+
     async def durable(self) -> None:
         """Wait until everything told so far would survive the process."""
         ...
@@ -133,7 +137,7 @@ class SearchTask:
         trace: list[Any] = []
         async with self.gate:
             self.guard.check()
-            with dspy.context(trace=trace, lm=self.lm):
+            with self.host.stage("bootstrap"), dspy.context(trace=trace, lm=self.lm):
                 return await call_program(program, example.inputs), trace
 
     async def judge(self, example: Any, prediction: Any, trace: Any = None) -> bool:
@@ -144,7 +148,7 @@ class SearchTask:
             SearchStopped: the metric failed; the run fails with its error.
         """
         arguments = self.metric.arguments(example, prediction, trace)
-        with self._failing():
+        with self._failing(), self.host.stage("judge"):
             try:
                 if self.metric.is_async:
                     result = await self.metric.metric(*arguments)

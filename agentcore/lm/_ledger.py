@@ -1,0 +1,124 @@
+"""The account of a run against its caps: what a call could cost at most is reserved before it is made."""
+
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal
+
+from agentcore.lm._meter import Meter, Spend
+
+Limit = Literal["call_limit", "token_limit", "cost_limit"]
+
+
+@dataclass(frozen=True)
+class Amount:
+    """Calls, tokens and USD; of a cap, None where there is none."""
+
+    calls: float | None = None
+    tokens: float | None = None
+    usd: float | None = None
+
+    @classmethod
+    def of(cls, spend: Spend) -> "Amount":
+        return cls(spend.calls, spend.total_tokens, spend.known_cost_usd)
+
+    def plus(self, other: "Amount") -> "Amount":
+        return Amount(
+            (self.calls or 0) + (other.calls or 0),
+            (self.tokens or 0) + (other.tokens or 0),
+            (self.usd or 0) + (other.usd or 0),
+        )
+
+    def times(self, factor: float) -> "Amount":
+        return Amount((self.calls or 0) * factor, (self.tokens or 0) * factor, (self.usd or 0) * factor)
+
+    def __bool__(self) -> bool:
+        return any(value is not None for value in (self.calls, self.tokens, self.usd))
+
+
+class CapReached(Exception):
+    """A call was not made: it could have gone over a cap."""
+
+    def __init__(self, limit: Limit) -> None:
+        super().__init__(limit)
+        self.limit: Limit = limit
+
+
+class Ledger:
+    """Admits calls while spent + reserved + kept + the next call's most stays within the caps. Thread-safe.
+
+    What was spent is the meter's total, which also has what nobody reserved; a reservation is given back
+    once the call's answer is in it.
+    """
+
+    def __init__(self, meter: Meter, caps: Amount) -> None:
+        self.meter = meter
+        self.caps = caps
+        self.kept = Amount()
+        """Not to be touched now: for the measuring of the winner."""
+        self._reserved = Amount(0, 0, 0.0)
+        self._open = 0
+        self._waiting: list[Future[None]] = []
+        self._lock = threading.Lock()
+
+    def try_reserve(self, most: Amount, *, wait: bool = True) -> "Reservation | Future[None]":
+        """A reservation, or a future that is done once it is worth another try.
+
+        Raises:
+            CapReached: nothing that is under way can make room, or the caller can't `wait` for it.
+        """
+        with self._lock:
+            limit = self._over(most)
+            if limit is None:
+                self._reserved = self._reserved.plus(most)
+                self._open += 1
+                return Reservation(self, most)
+            if not self._open or not wait:
+                raise CapReached(limit)
+            future: Future[None] = Future()
+            self._waiting.append(future)
+            return future
+
+    def left(self) -> Amount:
+        """What the caps leave after what was spent; None where there is no cap."""
+        spent = Amount.of(self.meter.total)
+
+        def rest(cap: float | None, used: float | None) -> float | None:
+            return None if cap is None else cap - (used or 0)
+
+        return Amount(
+            rest(self.caps.calls, spent.calls),
+            rest(self.caps.tokens, spent.tokens),
+            rest(self.caps.usd, spent.usd),
+        )
+
+    def _over(self, most: Amount) -> Limit | None:
+        total = Amount.of(self.meter.total).plus(self._reserved).plus(self.kept).plus(most)
+        caps = self.caps
+        if caps.calls is not None and (total.calls or 0) > caps.calls:
+            return "call_limit"
+        if caps.tokens is not None and (total.tokens or 0) > caps.tokens:
+            return "token_limit"
+        if caps.usd is not None and (total.usd or 0) > caps.usd + 1e-12:
+            return "cost_limit"
+        return None
+
+    def _give_back(self, most: Amount) -> None:
+        with self._lock:
+            self._reserved = self._reserved.plus(most.times(-1))
+            self._open -= 1
+            if not self._open:
+                self._reserved = Amount(0, 0, 0.0)  # no rounding is left over
+            waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+
+@dataclass(frozen=True)
+class Reservation:
+    ledger: Ledger
+    most: Amount
+
+    def give_back(self) -> None:
+        self.ledger._give_back(self.most)

@@ -1,0 +1,85 @@
+"""What a call may cost: the price of a model's tokens, and how many a call can have."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from agentcore.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD per million tokens."""
+
+    input: float
+    output: float
+
+    def of(self, input_tokens: int, output_tokens: int) -> float:
+        """USD of a call."""
+        return (input_tokens * self.input + output_tokens * self.output) / 1e6
+
+
+Prices = Mapping[str, Price]
+
+
+def parse_prices(given: Mapping[str, Any]) -> dict[str, Price]:
+    """Prices by model, from `Price`s, pairs (input, output) or `{"input": …, "output": …}`.
+
+    Raises:
+        ConfigurationError: something else, or a negative price.
+    """
+    found = {}
+    for model, value in given.items():
+        try:
+            if isinstance(value, Mapping):
+                value = (value["input"], value["output"])
+            if isinstance(value, str):
+                raise TypeError
+            price = value if isinstance(value, Price) else Price(*map(float, value))
+        except (KeyError, TypeError, ValueError):
+            raise ConfigurationError(
+                f"price of {model}: give two numbers, USD per million input and output tokens, not {value!r}"
+            ) from None
+        if price.input < 0 or price.output < 0:
+            raise ConfigurationError(f"price of {model}: must not be negative")
+        found[model] = price
+    return found
+
+
+def price_of(lm: Any, prices: Prices) -> Price | None:
+    """The price that the user gave, else litellm's; None where there is none."""
+    model = str(lm.model)
+    if model in prices:
+        return prices[model]
+    if model.startswith("offline/"):
+        return Price(0.0, 0.0)  # run here, for nothing
+    found = _listed(model)
+    if found.get("input_cost_per_token") is None or found.get("output_cost_per_token") is None:
+        return None
+    return Price(1e6 * found["input_cost_per_token"], 1e6 * found["output_cost_per_token"])
+
+
+def most_output_tokens(lm: Any) -> int | None:
+    """How many tokens an answer can have; None where neither the LM nor litellm's table says."""
+    given = getattr(lm, "kwargs", None) or {}
+    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        if given.get(name) is not None:
+            return int(given[name])
+    most = _listed(str(lm.model)).get("max_output_tokens")
+    return None if most is None else int(most)
+
+
+def most_input_tokens(texts: list[str]) -> int:
+    """An upper bound: no tokenizer makes more tokens of a text than it has bytes."""
+    return sum(len(text.encode("utf-8", "replace")) + _PER_MESSAGE for text in texts)
+
+
+_PER_MESSAGE = 16
+"""Tokens that a provider adds to mark a message's role."""
+
+
+def _listed(model: str) -> dict[str, Any]:
+    import litellm
+
+    table: dict[str, dict[str, Any]] = litellm.model_cost
+    return table.get(model) or table.get(model.partition("/")[2]) or {}
