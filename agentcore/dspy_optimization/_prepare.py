@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from agentcore._imports import importable
 from agentcore.data import Dataset, Splits, given_splits, load_dataset
+from agentcore.dspy_optimization._frozen import Frozen
 from agentcore.dspy_optimization._history import state_digest
 from agentcore.dspy_optimization._program import (
     check_fit,
@@ -22,7 +23,7 @@ from agentcore.dspy_optimization._program import (
     unseen_labels,
 )
 from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceMetrics
-from agentcore.dspy_optimization.optimizers import Optimizer, make_optimizer
+from agentcore.dspy_optimization.optimizers import Optimizer, Several, make_optimizer
 from agentcore.errors import ConfigurationError, DataError
 from agentcore.evaluation import ExactMatch, Metric, ScoredMetric, resolve_metric
 from agentcore.lm import OFFLINE_NOTE, is_offline, lm_secrets, resolve_lm
@@ -54,6 +55,7 @@ class Job:
     lm: Any
     prompt_lm: Any
     optimizer: Optimizer
+    frozen: Frozen
     given_baseline: PerformanceMetrics | None
     seed: int
     warnings: tuple[str, ...]
@@ -83,7 +85,10 @@ class Job:
             "metric": self.metric.name,
             "program": self.program_path
             or f"{type(self.program).__module__}:{type(self.program).__qualname__}",
-            **{f"{optimizer.name}.{key}": value for key, value in optimizer.settings().items()},
+            **{
+                key if "." in key else f"{optimizer.name}.{key}": value
+                for key, value in optimizer.settings().items()
+            },
             **{f"objective.{item.metric}": item.weight for item in request.objectives},
             **{f"constraint.{key}": value for key, value in request.constraints.model_dump().items()},
             "dataset": self.data.name,
@@ -168,6 +173,7 @@ def prepare(
     if program is None:
         program = program_from_data(data)
     check_fit(program, data)
+    frozen = Frozen.of(request.freeze, program)
     task_lm = resolve_lm(lm)
     proposer = prompt_lm or Settings().prompt_lm
     prompt_lm = resolve_lm(proposer) if proposer else task_lm
@@ -190,6 +196,7 @@ def prepare(
         lm=task_lm,
         prompt_lm=prompt_lm,
         optimizer=optimizer,
+        frozen=frozen,
         given_baseline=given,
         seed=seed,
         warnings=tuple(warnings),
@@ -208,15 +215,17 @@ def _only_outputs(metric: ScoredMetric, program: Any, data: Dataset) -> tuple[Sc
 
 
 def _optimizer(request: OptimizationRequest) -> Optimizer:
-    if len(request.algorithms) > 1:
-        raise ConfigurationError(
-            f"algorithms {', '.join(request.algorithms)}: one optimizer per request. Run one request for each"
-        )
+    twice = {name for name in request.algorithms if request.algorithms.count(name) > 1}
+    if twice:
+        raise ConfigurationError(f"algorithms names {', '.join(sorted(twice))} more than once")
     unused = [name for name in request.optimizer_settings if name not in request.algorithms]
     if unused:
         raise ConfigurationError(f"optimizer_settings for {', '.join(unused)}, which algorithms doesn't name")
-    (name,) = request.algorithms
-    return make_optimizer(name, request.optimizer_settings.get(name))
+    found = [make_optimizer(name, request.optimizer_settings.get(name)) for name in request.algorithms]
+    unable = [item.name for item in found if not getattr(item, "freezes", False)]
+    if request.freeze and unable:
+        raise ConfigurationError(f"freeze: {', '.join(unable)} can't keep parts of a program as they are")
+    return found[0] if len(found) == 1 else Several(found)
 
 
 def _splits(program: Any, training: Any, validation: Any, test: Any, seed: int) -> tuple[Dataset, Splits]:

@@ -17,7 +17,7 @@ from agentcore.dspy_optimization._progress import Progress
 from agentcore.dspy_optimization.models import Status
 from agentcore.dspy_optimization.optimizers import SEARCH, SearchTask, Trial
 from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError, first_line
-from agentcore.evaluation import EvaluationReport, ExampleRecord
+from agentcore.evaluation import EvaluationReport, ExampleRecord, first_error
 from agentcore.journal import CandidateProposed, StepFinished, TrialFinished, TrialPoint
 from agentcore.lm import LIMITS, Guard, SearchStopped, is_lm_failure
 from agentcore.tracking import Entries, program_state
@@ -152,6 +152,8 @@ class Search:
         guard.on_stop(on_stop)
         try:
             return await asyncio.shield(work)
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
         except asyncio.CancelledError:
             if work.cancelled() and guard.stopped is not None:
                 guard.check()  # it was stopped, not this run
@@ -175,6 +177,7 @@ class Search:
             host=self,
             gate=self.gate,
             max_concurrency=self.max_concurrency,
+            frozen=job.frozen,
         )
 
     # What optimizers tell, and ask for: their `Host`

@@ -70,9 +70,14 @@ class OptimizationRequest(_Strict):
         default_factory=lambda: [OptimizationObjective()], min_length=1
     )
     algorithms: list[str] = Field(default_factory=lambda: ["miprov2"], min_length=1)
+    """Several are run one after the other and compared on the validation split; the winner is measured on
+    the test split once."""
     optimizer_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """By algorithm: `{"miprov2": {"auto": "medium"}}`."""
     constraints: OptimizationConstraints = Field(default_factory=OptimizationConstraints)
+    freeze: list[str] = Field(default_factory=list)
+    """What no optimizer may change: a predictor's name, `name.instructions`, `name.demos`, or `instructions`
+    or `demos` for those of all predictors."""
 
 
 class OptimizationResult(BaseModel):

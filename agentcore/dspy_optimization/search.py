@@ -16,6 +16,8 @@ from agentcore._threads import run_in_thread
 from agentcore.data import Example
 from agentcore.dspy_optimization._history import state_digest
 from agentcore.dspy_optimization.optimizers._task import SearchTask
+from agentcore.evaluation import first_error
+from agentcore.lm import LIMITS
 
 STARTUP = 10
 """Trials that Optuna's TPE draws at random before it learns from results, the program as given among them."""
@@ -53,10 +55,7 @@ class Plan:
         trials: combinations to draw besides the program as given.
         minibatch: examples on which each is scored; as many as there are where no minibatches are wanted.
         at_once: trials asked for at once after the random ones.
-        racing_level: a candidate stops once the one-sided paired sign-flip test against the leader, on the
-            examples that both have answered, falls below it; 0 for no racing. At each look, a candidate that
-            is in truth as good as the leader it is compared with is stopped with at most this probability.
-            It is no bound over all looks together, nor for a leader that leads by luck.
+        racing_level: see `Race`.
     """
 
     seed: int
@@ -81,82 +80,41 @@ class _Candidate:
         return sum(scored) / len(scored) if scored else 0.0
 
 
-class TrialSearch:
-    """MIPROv2's search: TPE over combinations, each scored on a minibatch, leaders on all examples.
+class Race:
+    """Candidates that answer the same examples in the same order, so that any two are compared in pairs.
 
-    All candidates answer the same examples in the same order, so that any two are compared in pairs and a
-    fuller evaluation asks only for what is missing. Decisions depend on results and on the limit of what is
-    in flight, never on timing: the same seed gives the same trials.
+    No example is asked of a candidate twice, and a candidate that falls behind the leader is stopped.
+    Decisions depend on results and on the limit of what is in flight, never on timing.
+
+    Args:
+        order: the examples.
+        level: a candidate stops once the one-sided paired sign-flip test against the leader, on the examples
+            that both have answered, falls below it; 0 for no racing. At each look, a candidate that is in
+            truth as good as the leader it is compared with is stopped with at most this probability. It is
+            no bound over all looks together, nor for a leader that leads by luck.
     """
 
-    def __init__(self, task: SearchTask, space: Space, order: Sequence[Example], plan: Plan) -> None:
+    def __init__(self, task: SearchTask, order: Sequence[Example], level: float) -> None:
         self.task = task
-        self.space = space
         self.order = order
-        self.plan = plan
+        self.level = level
         self.candidates: dict[str, _Candidate] = {}
         self.duplicates = 0
-        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
-            name: optuna.distributions.CategoricalDistribution(range(count))
-            for name, count in space.choices.items()
-        }
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.TPESampler(
-                seed=plan.seed, multivariate=True, n_startup_trials=STARTUP, constant_liar=True
-            )
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.study = optuna.create_study(direction="maximize", sampler=sampler)
 
-    async def run(self) -> None:
-        """Search; the best candidate is the task's."""
-        self.study.enqueue_trial(dict.fromkeys(self.space.choices, 0))
-        first = self.ask(min(self.plan.trials + 1, STARTUP))
-        for wave in sorted({self.space.ready(trial.params) for trial in first}):
-            await self.round([trial for trial in first if self.space.ready(trial.params) == wave])
-        left = self.plan.trials + 1 - len(first)
-        while left:
-            batch = self.ask(min(self.plan.at_once, left))
-            left -= len(batch)
-            await self.round(batch, promoting=True)
-        await self.round([], promoting=True)
-        self.tell_racing()
-
-    def ask(self, count: int) -> list[optuna.trial.Trial]:
-        return [self.study.ask(fixed_distributions=self.distributions) for _ in range(count)]
-
-    async def round(self, batch: Sequence[optuna.trial.Trial], *, promoting: bool = False) -> None:
-        """Score a batch of trials on the minibatch; what is drawn again is answered from what is known.
-
-        Args:
-            promoting: meanwhile score the best candidate of earlier rounds on all examples.
-        """
-        programs = [await self.space.build(trial.params) for trial in batch]
-        keys = [await run_in_thread(partial(state_digest, program)) for program in programs]
-        promoted = self.next_promoted() if promoting else None
-        new: list[_Candidate] = []
-        for trial, key, program in zip(batch, keys, programs, strict=True):
+    async def enter(
+        self, programs: Sequence[Any], params: Sequence[Params] | None = None
+    ) -> list["_Candidate"]:
+        """The candidates of programs; a program that was there before is the same candidate."""
+        found = []
+        for number, program in enumerate(programs):
+            key = await run_in_thread(partial(state_digest, program))
             if key in self.candidates:
                 self.duplicates += 1
-                continue
-            self.candidates[key] = _Candidate(trial.number, trial.params, program)
-            new.append(self.candidates[key])
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.race(new, self.plan.minibatch))
-            if promoted is not None:
-                group.create_task(self.race([promoted], len(self.order)))
-        for trial, key in zip(batch, keys, strict=True):
-            found = self.candidates[key]
-            self.study.tell(trial, found.mean(self.plan.minibatch))
-            self.report(found, self.plan.minibatch)
-        if promoted is not None:
-            self.study.add_trial(
-                optuna.trial.create_trial(
-                    params=dict(promoted.params), distributions=self.distributions, value=promoted.mean()
-                )
-            )
-            self.report(promoted, len(self.order))
-        await self.task.durable()
+            else:
+                given = {} if params is None else params[number]
+                self.candidates[key] = _Candidate(len(self.candidates), given, program)
+            found.append(self.candidates[key])
+        return found
 
     async def race(self, contenders: Sequence[_Candidate], size: int) -> None:
         """Bring contenders to `size` examples, in step, but for those that fall behind the leader."""
@@ -171,15 +129,20 @@ class TrialSearch:
         while running and at < size:
             stride = self.stride(len(running), size, at)
             at = size if size - at < 1.5 * stride else at + stride
-            async with asyncio.TaskGroup() as group:
-                for item in running:
-                    group.create_task(self.extend(item, at))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for item in running:
+                        group.create_task(self.extend(item, at))
+            except BaseExceptionGroup as errors:
+                if self.task.guard.stopped is not None and self.task.guard.stopped.reason in LIMITS:
+                    self.report_partly(running)
+                raise first_error(errors) from None
             if at < size:
                 running = await self.survivors(running, [*others, *running], at)
 
     def stride(self, running: int, size: int, at: int) -> int:
         """Examples until the next look: as many as fill the allowed number in flight, or twice that, …"""
-        if not self.plan.racing_level:
+        if not self.level:
             return size
         least, limit = _FIRST_LOOK if at == 0 else math.ceil(size / _LOOKS), self.task.max_concurrency
         return max(least, math.ceil(least * running / limit) * limit // running)
@@ -206,7 +169,96 @@ class TrialSearch:
     def beaten(self, item: _Candidate, leader: _Candidate, size: int) -> bool:
         pairs = zip(item.scores[:size], leader.scores[:size], strict=True)
         differences = [own - other for own, other in pairs if own is not None and other is not None]
-        return behind(differences) < self.plan.racing_level
+        return behind(differences) < self.level
+
+    def report(self, item: _Candidate, size: int) -> None:
+        """Report a candidate as a trial, with what it answered of the first `size` examples."""
+        scored = min(size, len(item.scores))
+        self.task.report(
+            item.program, item.mean(scored), scored, full=scored == len(self.order), stopped=item.stopped
+        )
+
+    def report_partly(self, running: Sequence[_Candidate]) -> None:
+        """A limit was reached: what all contenders have answered says which is the best so far."""
+        size = min(len(item.scores) for item in running)
+        for item in running if size else ():
+            self.report(item, size)
+
+    def tell_racing(self, size: int) -> None:
+        """What racing and kept results saved, in examples of the first `size` that were not asked."""
+        stopped = [item for item in self.candidates.values() if item.stopped]
+        self.task.details["racing"] = {
+            "level": self.level,
+            "stopped": len(stopped),
+            "examples_saved": sum(max(0, size - len(item.scores)) for item in stopped),
+            "combinations_drawn_again": self.duplicates,
+        }
+
+
+class TrialSearch(Race):
+    """MIPROv2's search: TPE over combinations, each scored on a minibatch, leaders on all examples.
+
+    The same seed and limit give the same trials; a fuller evaluation asks only for what is missing.
+    """
+
+    def __init__(self, task: SearchTask, space: Space, order: Sequence[Example], plan: Plan) -> None:
+        super().__init__(task, order, plan.racing_level)
+        self.space = space
+        self.plan = plan
+        self.distributions: dict[str, optuna.distributions.BaseDistribution] = {
+            name: optuna.distributions.CategoricalDistribution(range(count))
+            for name, count in space.choices.items()
+        }
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=plan.seed, multivariate=True, n_startup_trials=STARTUP, constant_liar=True
+            )
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.study = optuna.create_study(direction="maximize", sampler=sampler)
+
+    async def run(self) -> None:
+        """Search; the best candidate is the task's."""
+        self.study.enqueue_trial(dict.fromkeys(self.space.choices, 0))
+        first = self.ask(min(self.plan.trials + 1, STARTUP))
+        for wave in sorted({self.space.ready(trial.params) for trial in first}):
+            await self.round([trial for trial in first if self.space.ready(trial.params) == wave])
+        left = self.plan.trials + 1 - len(first)
+        while left:
+            batch = self.ask(min(self.plan.at_once, left))
+            left -= len(batch)
+            await self.round(batch, promoting=True)
+        await self.round([], promoting=True)
+        self.tell_racing(self.plan.minibatch)
+
+    def ask(self, count: int) -> list[optuna.trial.Trial]:
+        return [self.study.ask(fixed_distributions=self.distributions) for _ in range(count)]
+
+    async def round(self, batch: Sequence[optuna.trial.Trial], *, promoting: bool = False) -> None:
+        """Score a batch of trials on the minibatch; what is drawn again is answered from what is known.
+
+        Args:
+            promoting: meanwhile score the best candidate of earlier rounds on all examples.
+        """
+        programs = [await self.space.build(trial.params) for trial in batch]
+        promoted = self.next_promoted() if promoting else None
+        drawn = await self.enter(programs, [trial.params for trial in batch])
+        new = list({item.number: item for item in drawn if not item.scores and not item.stopped}.values())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.race(new, self.plan.minibatch))
+            if promoted is not None:
+                group.create_task(self.race([promoted], len(self.order)))
+        for trial, found in zip(batch, drawn, strict=True):
+            self.study.tell(trial, found.mean(self.plan.minibatch))
+            self.report(found, self.plan.minibatch)
+        if promoted is not None:
+            self.study.add_trial(
+                optuna.trial.create_trial(
+                    params=dict(promoted.params), distributions=self.distributions, value=promoted.mean()
+                )
+            )
+            self.report(promoted, len(self.order))
+        await self.task.durable()
 
     def next_promoted(self) -> _Candidate | None:
         """The best candidate that is not fully scored, if it may be the best of all."""
@@ -220,22 +272,6 @@ class TrialSearch:
         if rival is not None and best is not None and rival.mean(size) < best.mean(size):
             return None
         return rival
-
-    def report(self, item: _Candidate, size: int) -> None:
-        scored = min(size, len(item.scores))
-        self.task.report(
-            item.program, item.mean(scored), scored, full=scored == len(self.order), stopped=item.stopped
-        )
-
-    def tell_racing(self) -> None:
-        """What racing and kept results saved, in examples that were not asked."""
-        stopped = [item for item in self.candidates.values() if item.stopped]
-        self.task.details["racing"] = {
-            "level": self.plan.racing_level,
-            "stopped": len(stopped),
-            "examples_saved": sum(max(0, self.plan.minibatch - len(item.scores)) for item in stopped),
-            "combinations_drawn_again": self.duplicates,
-        }
 
 
 def behind(differences: Sequence[float]) -> float:

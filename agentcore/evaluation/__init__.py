@@ -8,7 +8,7 @@ from agentcore.evaluation._compare import (
     sign_flip_p_value,
     smallest_detectable_gain,
 )
-from agentcore.evaluation._metric import ExactMatch, Metric, ScoredMetric, exact_match, resolve_metric
+from agentcore.evaluation._metric import ExactMatch, Metric, Score, ScoredMetric, exact_match, resolve_metric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord, PerformanceMetrics
 from agentcore.evaluation._run import Limits, call_program, evaluate, first_error
 
@@ -21,6 +21,7 @@ __all__ = [
     "Limits",
     "Metric",
     "PerformanceMetrics",
+    "Score",
     "ScoredMetric",
     "bca_interval",
     "call_program",

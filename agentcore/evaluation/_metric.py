@@ -69,9 +69,16 @@ class ScoredMetric:
             ) from cause
         return self.checked(result)
 
-    def arguments(self, example: Any, prediction: Any, trace: Any = None) -> tuple[Any, ...]:
-        """What the metric is called with; GEPA's fourth and fifth argument are None outside of GEPA."""
-        return (example, prediction, trace, None, None)[: self._arguments]
+    def arguments(
+        self,
+        example: Any,
+        prediction: Any,
+        trace: Any = None,
+        predictor: Any = None,
+        predictor_trace: Any = None,
+    ) -> tuple[Any, ...]:
+        """What the metric is called with; the fourth and fifth argument are None outside of GEPA."""
+        return (example, prediction, trace, predictor, predictor_trace)[: self._arguments]
 
     def checked(self, result: Any) -> Score:
         """A metric's raw result as a score, or a `MetricError` that says what is wrong with it."""

@@ -90,7 +90,7 @@ class Control:
         caps = self.ledger.caps
         choices = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
         if caps.tokens is None and caps.usd is None:
-            return Amount(1, 0, 0.0)
+            return Amount(choices, 0, 0.0)
         texts = [json.dumps(item, default=str, ensure_ascii=False) for item in (messages or [prompt])]
         texts += [json.dumps(kwargs, default=str, ensure_ascii=False)]
         taken = most_input_tokens(texts) * choices
@@ -103,7 +103,7 @@ class Control:
             )
         price = price_of(lm, self.prices)
         usd = price.of(taken, told * choices) if price is not None else 0.0
-        return Amount(1, taken + told * choices, usd)
+        return Amount(choices, taken + told * choices, usd)
 
     def reserve_unmanaged(self, lm: Any, inputs: dict[str, Any]) -> Callable[[], None]:
         """For models made inside programs and metrics, which no one could put under control.

@@ -21,6 +21,8 @@ class CallRecord:
     cost_usd: float | None
     """USD; None where the price is unknown; 0 for a cache hit."""
     cache_hit: bool
+    answers: int = 1
+    """Requests that were made for it: several where it asked for `n` answers."""
 
 
 @dataclass(frozen=True)
@@ -48,11 +50,11 @@ class Spend:
             return replace(self, cache_hits=self.cache_hits + 1)
         return replace(
             self,
-            calls=self.calls + 1,
+            calls=self.calls + call.answers,
             input_tokens=self.input_tokens + call.input_tokens,
             output_tokens=self.output_tokens + call.output_tokens,
             known_cost_usd=self.known_cost_usd + (call.cost_usd or 0.0),
-            unpriced_calls=self.unpriced_calls + (call.cost_usd is None),
+            unpriced_calls=self.unpriced_calls + call.answers * (call.cost_usd is None),
         )
 
 
@@ -89,8 +91,14 @@ def _call_record(entry: dict[str, Any]) -> CallRecord:
     # A cache hit repeats the old price. The offline engine is run here, for nothing.
     if cache_hit or (price is None and model.startswith("offline/")):
         cost = 0.0
+    responses = entry.get("response")
     return CallRecord(
-        model=model, input_tokens=taken, output_tokens=given, cost_usd=cost, cache_hit=cache_hit
+        model=model,
+        input_tokens=taken,
+        output_tokens=given,
+        cost_usd=cost,
+        cache_hit=cache_hit,
+        answers=len(responses) if isinstance(responses, (list, tuple)) and responses else 1,
     )
 
 
@@ -154,7 +162,9 @@ class Meter:
             yield
 
     def by_stage(self) -> dict[str, Spend]:
-        return {name: _total(sinks) for name, sinks in list(self._sinks.items())}
+        """Of the stages in which a call was answered."""
+        found = {name: _total(sinks) for name, sinks in list(self._sinks.items())}
+        return {name: spend for name, spend in found.items() if spend.calls or spend.cache_hits}
 
     @property
     def total(self) -> Spend:

@@ -2,6 +2,7 @@
 
 from agentcore.dspy_optimization.optimizers._base import Optimizer, Trial
 from agentcore.dspy_optimization.optimizers._find import available_optimizers, make_optimizer
+from agentcore.dspy_optimization.optimizers._several import Several
 from agentcore.dspy_optimization.optimizers._task import SEARCH, Host, SearchTask
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "Host",
     "Optimizer",
     "SearchTask",
+    "Several",
     "Trial",
     "available_optimizers",
     "make_optimizer",

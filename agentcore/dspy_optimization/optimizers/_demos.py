@@ -63,7 +63,7 @@ async def make_demo_set(task: SearchTask, program: Any, plan: DemoPlan, number: 
         labels = dspy.LabeledFewShot(k=plan.labeled)
         student = labels.compile(program, trainset=[item.dspy for item in plan.examples], sample=True)
     else:
-        student = program.reset_copy()
+        student = program.deepcopy()  # DSPy's is without any; a program that starts with some keeps them
     return [predictor.demos for predictor in student.predictors()]
 
 
@@ -82,7 +82,11 @@ class _Bootstrap(dspy.BootstrapFewShot):
 
     async def fill(self, program: Any) -> Any:
         self.trainset = [item.dspy for item in self._plan.examples]
-        self._prepare_student_and_teacher(program, None)
+        # A program that comes with demonstrations teaches with them.
+        teacher = program.deepcopy() if any(item.demos for item in program.predictors()) else None
+        if teacher is not None:
+            teacher._compiled = True
+        self._prepare_student_and_teacher(program, teacher)
         self._prepare_predictor_mappings()
         found = await self._successes()
         self.name2traces: dict[str, list[Any]] = {name: [] for name in self.name2predictor}

@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +51,10 @@ def plan_proposals(predictors: int, count: int, rng: random.Random) -> list[Prop
 
 
 async def propose(
-    task: SearchTask, program: Any, plans: Sequence[ProposalPlan], demo_sets: Awaitable[list[DemoSet]]
+    task: SearchTask,
+    program: Any,
+    plans: Sequence[ProposalPlan],
+    demo_sets: Callable[[], Awaitable[list[DemoSet]]],
 ) -> list[list[str]]:
     """The instructions by predictor; the first is the predictor's own, for which nothing is asked.
 
@@ -60,10 +63,15 @@ async def propose(
     """
     described = _Described(task, program)
     instructions = [[predictor.signature.instructions] for predictor in program.predictors()]
-    asked = [plan for plan in plans if plan.demo_set > 0]
+    names = [name for name, _ in program.named_predictors()]
+    asked = [
+        plan for plan in plans if plan.demo_set > 0 and names[plan.predictor] not in task.frozen.instructions
+    ]
+    if not asked:
+        return instructions
     summary = asyncio.ensure_future(described.summary())
     try:
-        sets = await demo_sets
+        sets = await demo_sets()
         by_predictor = {index: [demos[index] for demos in sets] for index in range(len(instructions))}
         async with asyncio.TaskGroup() as group:
             proposals = [
@@ -178,10 +186,11 @@ class _Described:
     def _kept(self, step: str, predictor: Any) -> Any:
         """A predictor whose answer is a step of the run."""
         task = self.task
+        kept = task.prefix + step
 
         def ask(max_depth: Any = None, **inputs: Any) -> Any:  # DSPy passes one that its signature lacks
-            if step in task.host.steps:
-                return dspy.Prediction(**task.host.steps[step])
+            if kept in task.host.steps:
+                return dspy.Prediction(**task.host.steps[kept])
             with task.slot():
                 made = predictor(**inputs)
 

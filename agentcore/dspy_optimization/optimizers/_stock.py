@@ -33,9 +33,11 @@ async def compile_stock(task: SearchTask, settings: "MIPROv2Settings", seed: int
         seed=seed,
         track_stats=False,
     )
+    program = task.program.deepcopy()
+    program._compiled = False
     await task.in_thread(
         lambda: compiler.compile(
-            task.program,
+            program,
             trainset=task.train.dspy(),
             valset=task.validation.dspy(),
             num_trials=settings.num_trials,
@@ -84,7 +86,7 @@ class _Compiler(dspy.MIPROv2):
         load: Callable[[Any], Any],
     ) -> Any:
         """A step's outcome with the state in which it leaves the random numbers, on which the next draws."""
-        task, stored = self._task, self._task.host.steps.get(name)
+        task, stored = self._task, self._task.host.steps.get(self._task.prefix + name)
         if stored is not None:
             version, internal, gauss = stored["rng"]
             self.rng.setstate((version, tuple(internal), gauss))

@@ -5,17 +5,17 @@ import contextlib
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future
-from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar, cast
 
 import dspy
 
 from agentcore._threads import run_in_thread, start_in_thread
 from agentcore.data import Dataset, Example
+from agentcore.dspy_optimization._frozen import Frozen
 from agentcore.dspy_optimization.optimizers._base import Trial
 from agentcore.errors import AgentCoreError, LMUnavailableError, MetricError, first_line
-from agentcore.evaluation import EvaluationReport, ScoredMetric, call_program
+from agentcore.evaluation import EvaluationReport, Score, ScoredMetric, call_program
 from agentcore.lm import Guard, SearchStopped
 
 T = TypeVar("T")
@@ -83,7 +83,10 @@ class SearchTask:
     gate: asyncio.Semaphore
     """Held while a program or a proposal runs: the run's limit of what is in flight."""
     max_concurrency: int
-    best: Trial | None = None
+    frozen: Frozen = field(default_factory=Frozen)
+    """What must stay as it is in `program`."""
+    prefix: str = ""
+    """Keeps apart the steps of several optimizers in one search."""
     trials: list[Trial] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)
     """What else the optimizer has to tell of its search, JSON values only."""
@@ -91,6 +94,20 @@ class SearchTask:
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
+
+    @property
+    def best(self) -> Trial | None:
+        """A full evaluation beats any part of one, and of equals the first is best."""
+        return max(self.trials, key=lambda trial: (trial.full, trial.score, -trial.number), default=None)
+
+    def part(self, name: str) -> "SearchTask":
+        """This search for one of several optimizers; trials and results are shared."""
+        details = self.details.setdefault(name, {})
+        return replace(self, prefix=f"{name}-", details=details)
+
+    def restored(self, program: Any) -> Any:
+        """A candidate with what is frozen as it was given."""
+        return self.frozen.restore(program, self.program) if self.frozen else program
 
     # Measuring
 
@@ -109,11 +126,9 @@ class SearchTask:
     def report(
         self, program: Any, score: float, examples: int, *, full: bool, stopped: bool = False
     ) -> Trial:
-        """Count a trial; a full evaluation beats any part of one, and of equals the first stays best."""
+        """Count a trial."""
         trial = Trial(len(self.trials), program.deepcopy(), score, full, examples, stopped)
         self.trials.append(trial)
-        if self.best is None or (trial.full, trial.score) > (self.best.full, self.best.score):
-            self.best = trial
         self.host.on_trial(trial)
         return trial
 
@@ -140,14 +155,13 @@ class SearchTask:
             with self.host.stage("bootstrap"), dspy.context(trace=trace, lm=self.lm):
                 return await call_program(program, example.inputs), trace
 
-    async def judge(self, example: Any, prediction: Any, trace: Any = None) -> bool:
-        """Whether a prediction is good enough for a demonstration: its score reaches the success threshold
-        (DSPy takes any truthy score for a success).
+    async def scored(self, example: Any, prediction: Any, *more: Any) -> Score:
+        """The metric's checked score of a prediction; `more` is DSPy's trace, GEPA's predictor and its trace.
 
         Raises:
             SearchStopped: the metric failed; the run fails with its error.
         """
-        arguments = self.metric.arguments(example, prediction, trace)
+        arguments = self.metric.arguments(example, prediction, *more)
         with self._failing(), self.host.stage("judge"):
             try:
                 if self.metric.is_async:
@@ -156,7 +170,12 @@ class SearchTask:
                     result = await run_in_thread(lambda: self.metric.metric(*arguments))
             except Exception as error:  # noqa: BLE001 - a user's metric may raise anything
                 raise MetricError(f"metric {self.metric.name} raised {first_line(error)}") from None
-            return self.metric.checked(result).value >= self.metric.success_threshold
+            return self.metric.checked(result)
+
+    async def judge(self, example: Any, prediction: Any, trace: Any = None) -> bool:
+        """Whether a prediction is good enough for a demonstration: its score reaches the success threshold
+        (DSPy takes any truthy score for a success)."""
+        return (await self.scored(example, prediction, trace)).value >= self.metric.success_threshold
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
@@ -188,6 +207,7 @@ class SearchTask:
         `dump` turns the value into JSON values, `load` turns them back.
         """
         self.guard.check()
+        name = self.prefix + name
         if name in self.host.steps:
             return load(self.host.steps[name])
         value = await make()
@@ -203,9 +223,9 @@ class SearchTask:
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run DSPy's blocking code in a thread that a stop or a cancellation ends at its next LM call."""
         waiting: set[Future[Any]] = set()
-        token = _waiting.set(waiting)
-        future = start_in_thread(work, name="agentcore-optimizer")
-        _waiting.reset(token)
+        # DSPy's own workers get its settings, and no context variable.
+        with dspy.context(agentcore_waiting=waiting):
+            future = start_in_thread(work, name="agentcore-optimizer")
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
         stopped = asyncio.Event()
 
@@ -238,7 +258,7 @@ class SearchTask:
                 return None, stopped
 
         self.guard.check()
-        waiting = _waiting.get()
+        waiting: set[Future[Any]] = dspy.settings.agentcore_waiting
         future = asyncio.run_coroutine_threadsafe(run(), self._loop)
         waiting.add(future)
         try:
@@ -260,10 +280,6 @@ class SearchTask:
             yield
         finally:
             self._loop.call_soon_threadsafe(self.gate.release)
-
-
-_waiting: ContextVar[set["Future[Any]"]] = ContextVar("agentcore_waiting")
-"""What the current optimizer's thread waits for in the event loop."""
 
 
 def _cancel(waiting: set["Future[Any]"]) -> None:

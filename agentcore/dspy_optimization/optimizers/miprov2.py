@@ -26,7 +26,6 @@ from agentcore.dspy_optimization.optimizers._instructions import ProposalPlan, p
 from agentcore.dspy_optimization.optimizers._stock import compile_stock
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 from agentcore.dspy_optimization.search import Params, Plan, Space, TrialSearch
-from agentcore.evaluation import first_error
 
 _MINIBATCH = 35
 _DEMOS_READY, _INSTRUCTIONS_READY = 1, 2
@@ -72,6 +71,7 @@ class MIPROv2:
     """DSPy's proposals and search space, scheduled anew: everything that need not wait runs at once."""
 
     name = "miprov2"
+    freezes = True
 
     def __init__(self, **settings: Any) -> None:
         self._settings = MIPROv2Settings(**settings)
@@ -84,11 +84,8 @@ class MIPROv2:
         seed = task.seed + 1
         if self._settings.mode == "dspy":
             return await compile_stock(task, self._settings, seed)
-        try:
-            async with asyncio.TaskGroup() as group:
-                await _Search(task, self._settings, seed, group).run()
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
+        async with asyncio.TaskGroup() as group:
+            await _Search(task, self._settings, seed, group).run()
         assert task.best is not None  # the program as given is scored first
         return task.best.program
 
@@ -172,6 +169,8 @@ class _Search:
         self.task = task
         self.settings = settings
         self.program = task.program.deepcopy()
+        self.program._compiled = False  # an optimized program is a start like any other
+        self.names = [name for name, _ in self.program.named_predictors()]
         self.predictors = len(self.program.predictors())
         self.shape = shape_of(settings, task.train.examples, task.validation.examples, self.predictors, seed)
         self.demos = [group.create_task(self.demo_set(number)) for number in range(len(self.shape.demos))]
@@ -180,10 +179,12 @@ class _Search:
     async def run(self) -> None:
         shape, settings = self.shape, self.settings
         choices: dict[str, int] = {}
-        for number in range(self.predictors):
-            choices[f"{number}_predictor_instruction"] = shape.instructions
+        frozen = self.task.frozen
+        for number, name in enumerate(self.names):
+            kept = name in frozen.instructions
+            choices[f"{number}_predictor_instruction"] = 1 if kept else shape.instructions
             if not shape.zeroshot:
-                choices[f"{number}_predictor_demos"] = len(shape.demos)
+                choices[f"{number}_predictor_demos"] = 1 if name in frozen.demos else len(shape.demos)
         plan = Plan(
             seed=shape.seed,
             trials=shape.trials,
@@ -200,10 +201,9 @@ class _Search:
         async def sets() -> list[DemoSet]:
             return [await made for made in self.demos]
 
-        found = await propose(self.task, self.program, self.shape.proposals, sets())
-        names = [name for name, _ in self.program.named_predictors()]
-        sizes = {} if self.shape.zeroshot else dict.fromkeys(names, len(self.shape.demos))
-        self.task.space(dict(zip(names, found, strict=True)), sizes, self.shape.trials + 1)
+        found = await propose(self.task, self.program, self.shape.proposals, sets)
+        sizes = {} if self.shape.zeroshot else dict.fromkeys(self.names, len(self.shape.demos))
+        self.task.space(dict(zip(self.names, found, strict=True)), sizes, self.shape.trials + 1)
         return found
 
     def ready(self, params: Params) -> int:

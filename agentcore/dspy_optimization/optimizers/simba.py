@@ -1,0 +1,51 @@
+"""SIMBA: demonstrations and rules from the examples on which runs of the program differ most."""
+
+from typing import Any
+
+import dspy
+from pydantic import BaseModel, ConfigDict, Field
+
+from agentcore.dspy_optimization.optimizers._dspy import compile_in_thread, metric_for
+from agentcore.dspy_optimization.optimizers._task import SearchTask
+
+
+class SIMBASettings(BaseModel):
+    """DSPy's own names and defaults."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bsize: int = Field(default=32, ge=1)
+    """Minibatch; as many as there are training examples where these are fewer."""
+    num_candidates: int = Field(default=6, ge=1)
+    max_steps: int = Field(default=8, ge=1)
+    max_demos: int = Field(default=4, ge=0)
+
+
+class SIMBA:
+    """DSPy's own; what it returns is scored on the validation split."""
+
+    name = "simba"
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings = SIMBASettings(**settings)
+
+    def settings(self) -> dict[str, Any]:
+        return self._settings.model_dump()
+
+    async def optimize(self, task: SearchTask) -> Any:
+        task.space({}, {}, 2)
+        await task.score(task.program, task.validation.examples, full=True)
+        settings = self._settings
+        optimizer = dspy.SIMBA(
+            metric=metric_for(task),
+            bsize=min(settings.bsize, len(task.train)),
+            num_candidates=settings.num_candidates,
+            max_steps=settings.max_steps,
+            max_demos=settings.max_demos,
+            prompt_model=task.prompt_lm,
+            num_threads=task.max_concurrency,
+        )
+        return await compile_in_thread(
+            task,
+            lambda: optimizer.compile(task.program.deepcopy(), trainset=task.train.dspy(), seed=task.seed),
+        )
