@@ -17,6 +17,10 @@ _DEMO_SETTINGS = {"auto": "light", "max_bootstrapped_demos": 4, "max_labeled_dem
 
 Seed = Annotated[int, typer.Option(min=0, help="Of splits, search and resampling.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Examples in flight at once.")]
+Price = Annotated[
+    list[str] | None,
+    typer.Option(help="model=input,output: USD per million tokens, before litellm's table; repeatable."),
+]
 Experiment = Annotated[
     str | None, typer.Option(help="MLflow experiment (default: MLFLOW_EXPERIMENT_NAME or dspy-optimization).")
 ]
@@ -66,7 +70,13 @@ def optimize(
     prompt_lm: Annotated[
         str | None, typer.Option(help="Proposes instructions [default: AGENTCORE_PROMPT_LM, else --lm].")
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="Algorithm.")] = "miprov2",
+    optimizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="miprov2, gepa, bootstrap_random_search, simba, copro, labeled_few_shot, or a third "
+            "party's; repeatable: compared on the validation split [default: miprov2]."
+        ),
+    ] = None,
     auto: Annotated[
         str,
         typer.Option(
@@ -75,7 +85,21 @@ def optimize(
     ] = "light",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of the optimizer, such as max_labeled_demos=8; repeatable."),
+        typer.Option(
+            "--set",
+            help="A setting of the optimizer, such as max_labeled_demos=8; of several, "
+            "gepa.max_full_evals=4; repeatable.",
+        ),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What must not change: a predictor, predictor.demos, predictor.instructions, demos or "
+            "instructions; repeatable."
+        ),
+    ] = None,
+    start_from: Annotated[
+        str | None, typer.Option(metavar="RUN", help="Start from the program that another run optimized.")
     ] = None,
     inputs: Annotated[
         str | None, typer.Option(help="Input fields, comma-separated [default: the program's].")
@@ -94,16 +118,23 @@ def optimize(
     target_type: Annotated[str, typer.Option(help="agent, workflow or component.")] = "component",
     max_time: Annotated[float, typer.Option(help="Seconds that the search may take.")] = 7200,
     max_lm_calls: Annotated[int | None, typer.Option(help="LM calls that the run may make.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Tokens that the run may take.")] = None,
+    max_cost_usd: Annotated[float | None, typer.Option(help="USD that the run may cost.")] = None,
+    price: Price = None,
     max_error_rate: Annotated[float, typer.Option(help="Share of examples that may fail.")] = 0.1,
     max_concurrency: Concurrency = 16,
     seed: Seed = 0,
     experiment: Experiment = None,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Only tell about what it would take: calls, tokens, cost, time.")
+    ] = False,
+    latency: Annotated[
+        float | None, typer.Option(help="Seconds of an LM call, for --plan [default: 1.5].")
+    ] = None,
 ) -> None:
     """Optimize PROGRAM on your examples and measure the gain on a held-out part of them."""
-    settings: dict[str, Any] = {}
-    if optimizer == "miprov2":
-        settings["auto"] = None if auto == "none" else auto
-    settings |= dict(_setting(text) for text in set_ or [])
+    optimizers = optimizer or ["miprov2"]
+    settings = _settings(optimizers, auto, set_ or [])
     _optimize(
         program=None if program == "auto" else program,
         data=data,
@@ -116,17 +147,24 @@ def optimize(
         request={
             "target": {"type": target_type, "id": target_id or _slug(program)},
             "objectives": [_objective(text) for text in objective or ["quality_score"]],
-            "algorithms": [optimizer],
-            "optimizer_settings": {optimizer: settings},
+            "algorithms": optimizers,
+            "optimizer_settings": settings,
+            "freeze": freeze or [],
             "constraints": {
                 "max_optimization_time": max_time,
                 "max_lm_calls": max_lm_calls,
+                "max_tokens": max_tokens,
+                "max_cost_usd": max_cost_usd,
                 "max_error_rate": max_error_rate,
             },
         },
         seed=seed,
         experiment=experiment,
         max_concurrency=max_concurrency,
+        prices=_prices(price),
+        start_from=start_from,
+        plan=plan,
+        latency=latency,
     )
 
 
@@ -144,6 +182,10 @@ def _optimize(
     metric: str | None = None,
     prompt_lm: str | None = None,
     max_concurrency: int = 16,
+    prices: dict[str, Any] | None = None,
+    start_from: str | None = None,
+    plan: bool = False,
+    latency: float | None = None,
 ) -> None:
     config = tracking_config(experiment)
     where = (
@@ -151,7 +193,8 @@ def _optimize(
         if config.tracking_uri == LOCAL_TRACKING
         else shown_uri(config.tracking_uri)
     )
-    err.print(f"[bold]agentcore[/] · tracking in {where} · loading DSPy and MLflow …", soft_wrap=True)
+    if not plan:
+        err.print(f"[bold]agentcore[/] · tracking in {where} · loading DSPy and MLflow …", soft_wrap=True)
 
     from pydantic import ValidationError
 
@@ -166,8 +209,9 @@ def _optimize(
         raise ConfigurationError(explain(error)) from None
     training: Any = load_dataset(data, input_fields=inputs) if inputs else data
     view = LiveView()
+    given: Any = program if start_from is None else _optimized_program(config, start_from, program)
     pipeline = OptimizationPipeline(
-        program=program,
+        program=given,
         metric=metric,
         lm=lm,
         prompt_lm=prompt_lm,
@@ -176,7 +220,15 @@ def _optimize(
         on_event=view.event,
         on_progress=view.started,
         seed=seed,
+        prices=prices,
+        program_path=program if start_from and program and ":" in program else None,
     )
+    if plan:
+        from agentcore.cli._render import print_estimate
+
+        asked = pipeline.plan(checked, training, validation_data=validation, test_data=test, latency=latency)
+        print_estimate(run(asked), max_concurrency)
+        return
     work = pipeline.run_optimization(
         checked, training_data=training, validation_data=validation, test_data=test
     )
@@ -189,6 +241,7 @@ def resume(
         typer.Argument(metavar="RUN", help="MLflow's id, a local one or the optimization's, or its start."),
     ],
     lm: Annotated[str | None, typer.Option(help="The model, where the run was given an object.")] = None,
+    price: Price = None,
     max_concurrency: Concurrency = 16,
     experiment: Experiment = None,
 ) -> None:
@@ -203,6 +256,7 @@ def resume(
         lm=lm,
         mlflow_config=config,
         max_concurrency=max_concurrency,
+        prices=_prices(price),
         on_event=view.event,
         on_progress=view.started,
     )
@@ -265,6 +319,52 @@ def _say_stopped(view: Any, pipeline: Any) -> None:
         f"see it: agentcore show {short}",
         soft_wrap=True,
     )
+
+
+def _settings(optimizers: list[str], auto: str, given: list[str]) -> dict[str, dict[str, Any]]:
+    """`--auto` and `--set`, by optimizer; where there are several each setting names its own."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in optimizers}
+    if "miprov2" in found:
+        found["miprov2"]["auto"] = None if auto == "none" else auto
+    for text in given:
+        name, value = _setting(text)
+        owner, _, own = name.rpartition(".")
+        if not owner and len(optimizers) == 1:
+            owner = optimizers[0]
+        if owner not in found:
+            raise ConfigurationError(
+                f"--set {text!r}: write optimizer.name=value, for one of {', '.join(optimizers)}"
+            )
+        found[owner][own] = value
+    return found
+
+
+def _prices(given: list[str] | None) -> dict[str, Any]:
+    found = {}
+    for text in given or []:
+        model, _, pair = text.rpartition("=")
+        values = pair.split(",")
+        if not model or len(values) != 2:
+            raise ConfigurationError(
+                f"--price {text!r}: write model=input,output in USD per million tokens, such as "
+                "openai/gpt-5-mini=0.25,2"
+            )
+        found[model] = tuple(values)
+    return found
+
+
+def _optimized_program(config: Any, run_id: str, program: str | None) -> Any:
+    from agentcore.cli._runs import find_run
+    from agentcore.dspy_optimization import resolve_program
+    from agentcore.tracking import MLflowTracker
+
+    async def load() -> Any:
+        tracker = MLflowTracker(config)
+        known = await find_run(tracker, run_id)
+        fresh = resolve_program(program)[0] if program is not None else None
+        return await tracker.load_model_artifact(known.run_id, "optimized_model", program=fresh)
+
+    return run(load())
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -57,6 +57,38 @@ def print_result(result: Any, tracking: str | None) -> None:
             )
 
 
+def print_estimate(estimate: Any, max_concurrency: int) -> None:
+    """What a run would take."""
+    out.print("about what it would take, at most")
+    table = Table()
+    table.add_column("stage")
+    table.add_column("LM calls", justify="right")
+    for stage, calls in estimate.calls.items():
+        table.add_row(stage, f"{calls:,}")
+    table.add_section()
+    table.add_row("all", f"{estimate.total_calls:,}")
+    out.print(table)
+    cost = cost_text(estimate.cost_usd)
+    if estimate.unpriced:
+        cost += f" (no price known for {', '.join(estimate.unpriced)}: give --price)"
+    out.print(f"tokens {estimate.tokens:,}; cost {cost}", soft_wrap=True, markup=False)
+    out.print(
+        f"time {_duration(estimate.seconds)} at {estimate.latency:g} s a call and {max_concurrency} in flight"
+    )
+    out.print(
+        f"{estimate.test_examples} test examples reliably show a gain of {estimate.smallest_gain:.3f} "
+        "or more (if a quarter of them change)",
+        soft_wrap=True,
+    )
+    for note in estimate.notes:
+        out.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
+    out.print("nothing was asked of a model")
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def _shown(value: float | None, form: str, missing: str = "unknown") -> str:
     return missing if value is None else form.format(value)
 

@@ -104,7 +104,7 @@ def show(
 async def _show(tracker: Any, wanted: str, examples: int) -> None:
     from agentcore.cli._render import print_flipped, print_prompt, print_run
 
-    found = await _find(tracker, wanted)
+    found = await find_run(tracker, wanted)
     print_run(found)
     names = tracker.model_names(found)
     for name in names:
@@ -120,7 +120,7 @@ async def _show(tracker: Any, wanted: str, examples: int) -> None:
     print_flipped(content, examples)
 
 
-async def _find(tracker: Any, wanted: str) -> Any:
+async def find_run(tracker: Any, wanted: str) -> Any:
     if wanted == "best":
         found = await tracker.get_best_run()
         if found is None:

@@ -1,5 +1,7 @@
 """Optimize a DSPy program and prove the gain."""
 
+from agentcore.dspy_optimization._plan import Estimate
+from agentcore.dspy_optimization._program import resolve_program
 from agentcore.dspy_optimization.models import (
     OptimizationConstraints,
     OptimizationObjective,
@@ -11,6 +13,7 @@ from agentcore.dspy_optimization.models import (
 from agentcore.dspy_optimization.pipeline import OptimizationPipeline
 
 __all__ = [
+    "Estimate",
     "OptimizationConstraints",
     "OptimizationObjective",
     "OptimizationPipeline",
@@ -18,4 +21,5 @@ __all__ = [
     "OptimizationResult",
     "OptimizationTarget",
     "PerformanceMetrics",
+    "resolve_program",
 ]

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from agentcore._sync import SyncTwin
-from agentcore._threads import start_in_thread
+from agentcore._threads import run_in_thread, start_in_thread
+from agentcore.dspy_optimization._plan import Estimate, estimate
 from agentcore.dspy_optimization._prepare import Job, prepare
 from agentcore.dspy_optimization._progress import Progress
 from agentcore.dspy_optimization._resume import Unfinished, check_same, find_unfinished, take_over
@@ -117,21 +118,34 @@ class OptimizationPipeline:
             LMUnavailableError: the LM failed; the run is FAILED, nothing is scored 0.
             EvaluationError: too many examples failed, or an objective can't be measured.
         """
-        job = prepare(
-            request,
-            program=self.program,
-            program_path=self.program_path,
-            metric=self.metric,
-            lm=self.lm,
-            prompt_lm=self.prompt_lm,
-            seed=self.seed,
-            training_data=training_data,
-            validation_data=validation_data,
-            test_data=test_data,
-            baseline_metrics=baseline_metrics,
-        )
+        job = self._prepared(request, training_data, validation_data, test_data, baseline_metrics)
         tracker = MLflowTracker(self.mlflow_config) if self.enable_tracking else None
         return await self._run(job, tracker).execute()
+
+    async def plan(
+        self,
+        request: OptimizationRequest | Mapping[str, Any],
+        training_data: Any = None,
+        *,
+        validation_data: Any = None,
+        test_data: Any = None,
+        latency: float | None = None,
+    ) -> Estimate:
+        """About what `run_optimization` would take: calls, tokens, cost, time; and the smallest gain that the
+        test split can show. Makes no LM call.
+
+        Args:
+            latency: seconds of an LM call; None assumes 1.5 (for the offline engine, its own).
+
+        Raises:
+            ConfigurationError, DataError: a mistake of the caller's, as `run_optimization` would find it.
+        """
+
+        def make() -> Estimate:
+            job = self._prepared(request, training_data, validation_data, test_data, None)
+            return estimate(job, self.prices, self.max_concurrency, latency)
+
+        return await run_in_thread(make)
 
     async def resume(self, run_id: str) -> OptimizationResult:
         """Go on with an optimization whose process died, that failed, or that was stopped.
@@ -233,6 +247,21 @@ class OptimizationPipeline:
         """Wait until MLflow has all that this process logged to it; see `MLflowTracker.flush`."""
         if self.mlflow_config is not None:
             await MLflowTracker(self.mlflow_config).flush(timeout)
+
+    def _prepared(self, request: Any, training: Any, validation: Any, test: Any, baseline: Any) -> Job:
+        return prepare(
+            request,
+            program=self.program,
+            program_path=self.program_path,
+            metric=self.metric,
+            lm=self.lm,
+            prompt_lm=self.prompt_lm,
+            seed=self.seed,
+            training_data=training,
+            validation_data=validation,
+            test_data=test,
+            baseline_metrics=baseline,
+        )
 
     def _run(self, job: Job, tracker: MLflowTracker | None, resumed: Unfinished | None = None) -> Run:
         return Run(

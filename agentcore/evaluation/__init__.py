@@ -5,6 +5,7 @@ from agentcore.evaluation._compare import (
     Interval,
     bca_interval,
     compare,
+    gain_that_can_show,
     sign_flip_p_value,
     smallest_detectable_gain,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "evaluate",
     "exact_match",
     "first_error",
+    "gain_that_can_show",
     "resolve_metric",
     "sign_flip_p_value",
     "smallest_detectable_gain",

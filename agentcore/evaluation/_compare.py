@@ -128,5 +128,15 @@ def smallest_detectable_gain(differences: Sequence[float]) -> float:
     return float(min(1.0, max(normal, _FLIPS_NEEDED / count)))
 
 
+def gain_that_can_show(examples: int, changed: float = 0.25) -> float:
+    """`smallest_detectable_gain` before anything was measured: of 0/1 scores of which the share `changed`
+    differs between baseline and winner, all but the gain in both directions alike.
+
+    The standard deviation of a difference is at most √changed; see there for the rest.
+    """
+    normal = (stats.norm.ppf(1 - ALPHA / 2) + stats.norm.ppf(POWER)) * math.sqrt(changed / examples)
+    return float(min(1.0, max(normal, _FLIPS_NEEDED / examples)))
+
+
 def _mean(values: "np.ndarray", axis: int = -1) -> "np.ndarray":
     return np.asarray(np.mean(values, axis=axis))

@@ -117,6 +117,26 @@ def test_from_optimizing_to_looking_at_it(workplace):
     assert (none.returncode, "no finished run" in none.stdout) == (1, True)
 
 
+def test_a_plan_several_optimizers_and_a_start_from_their_winner(workplace, inside):
+    asked = ("optimize", "work:program", "--data", "data.jsonl", "--lm", "offline/knn")
+    both = ("--optimizer", "labeled_few_shot", "--optimizer", "bootstrap_random_search")
+    few = ("--set", "bootstrap_random_search.num_candidate_programs=3")
+    plan = inside(*asked, *both, *few, "--plan", "--price", "offline/knn=1,2", "--latency", "0.5")
+    assert plan.returncode == 0, plan.stderr
+    assert "about what it would take, at most" in plan.stdout
+    assert "at 0.5 s a call and 16 in flight" in plan.stdout
+    assert "cost $0." in plan.stdout
+
+    done = agentcore(workplace, *asked, *both, *few, "--max-tokens", "400000")
+    assert done.returncode == 0, done.stderr
+    run_id = done.stdout.split("\nrun ")[1].split()[0]
+    again = agentcore(
+        workplace, *asked, "--optimizer", "labeled_few_shot", "--start-from", run_id[:8], "--freeze", "demos"
+    )
+    assert again.returncode == 0, again.stderr
+    assert "the program is kept as given" in again.stdout  # frozen, there is nothing else to try
+
+
 def test_the_users_own_prints_come_through_whole(workplace):
     (workplace / "chatty.py").write_text(
         "def metric(example, prediction):\n    print('judging', example.thing)\n    return True\n"
@@ -182,14 +202,18 @@ def replaced(**values):
         elif f"--{name}" in words:
             words[words.index(f"--{name}") + 1] = value
         else:
-            words += [f"--{name}", value]
+            words += [f"--{name.replace('_', '-')}", value]
     return words
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (replaced(optimizer="magic"), "no optimizer 'magic': there is miprov2"),
+        (replaced(optimizer="magic"), "no optimizer 'magic': there is bootstrap_random_search, copro, gepa"),
+        (replaced(freeze="nothing"), "freeze 'nothing': the program's predictors are predict"),
+        (replaced(price="offline/knn=1"), "write model=input,output in USD per million tokens"),
+        (replaced(max_lm_calls="20"), "max_lm_calls=20 leaves nothing for the search"),
+        (replaced(set="gepa.auto=light"), "write optimizer.name=value, for one of miprov2"),
         (replaced(lm="gpt"), "'gpt' names no language model"),
         (replaced(program="nowhere:program"), "no module 'nowhere'"),
         (replaced(program="work:missing"), "work has no 'missing'"),

@@ -22,6 +22,34 @@ class Trial:
     """Whether it was given up before the end of its minibatch, since it couldn't win any more."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a search takes at most, for an estimate: runs of the program, LM calls of the proposer.
+
+    An optimizer that can tell has `work(train, validation, predictors) -> Work`.
+    """
+
+    bootstrap: int = 0
+    """Runs of the teacher."""
+    proposals: int = 0
+    """LM calls of the proposer."""
+    trials: int = 0
+    """Runs of candidates."""
+    chain: int = 0
+    """LM calls that wait for each other, however many may be in flight."""
+    demos: float = 0
+    """Demonstrations that a candidate has, about."""
+
+    def plus(self, other: "Work") -> "Work":
+        return Work(
+            self.bootstrap + other.bootstrap,
+            self.proposals + other.proposals,
+            self.trials + other.trials,
+            self.chain + other.chain,
+            max(self.demos, other.demos),
+        )
+
+
 @runtime_checkable
 class Optimizer(Protocol):
     """An optimization algorithm.

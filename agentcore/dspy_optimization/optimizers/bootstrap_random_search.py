@@ -6,6 +6,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentcore.data import Dataset
+from agentcore.dspy_optimization.optimizers._base import Work
 from agentcore.dspy_optimization.optimizers._demos import DemoPlan, DemoSet, make_demo_set
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 from agentcore.dspy_optimization.search import Race
@@ -36,6 +38,16 @@ class BootstrapRandomSearch:
 
     def settings(self) -> dict[str, Any]:
         return self._settings.model_dump()
+
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
+        settings = self._settings
+        sets = settings.num_candidate_programs + 1
+        return Work(
+            bootstrap=sets * settings.max_bootstrapped_demos,
+            trials=(sets + 2) * len(validation),
+            chain=6 * predictors,
+            demos=max(settings.max_labeled_demos, settings.max_bootstrapped_demos),
+        )
 
     async def optimize(self, task: SearchTask) -> Any:
         plans = self._plans(task)

@@ -5,6 +5,8 @@ from typing import Any
 import dspy
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentcore.data import Dataset
+from agentcore.dspy_optimization.optimizers._base import Work
 from agentcore.dspy_optimization.optimizers._dspy import compile_in_thread, metric_for
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 
@@ -29,6 +31,18 @@ class COPRO:
 
     def settings(self) -> dict[str, Any]:
         return self._settings.model_dump()
+
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
+        settings = self._settings
+        rounds = predictors * settings.depth
+        candidates = rounds * settings.breadth
+        if predictors > 1:  # each round scores those of the rounds before again
+            candidates = candidates * (settings.depth + 1) // 2
+        return Work(
+            proposals=rounds * settings.breadth,
+            trials=(2 + candidates) * len(validation),
+            chain=candidates * predictors,
+        )
 
     async def optimize(self, task: SearchTask) -> Any:
         settings, validation = self._settings, task.validation

@@ -3,8 +3,11 @@
 from typing import Any, Literal
 
 import dspy
+from dspy.teleprompt.gepa.gepa import AUTO_RUN_SETTINGS
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from agentcore.data import Dataset
+from agentcore.dspy_optimization.optimizers._base import Work
 from agentcore.dspy_optimization.optimizers._dspy import compile_in_thread
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 
@@ -43,6 +46,19 @@ class GEPA:
 
     def settings(self) -> dict[str, Any]:
         return self._settings.model_dump()
+
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
+        settings = self._settings
+        if settings.auto is not None:
+            # DSPy's own sum of it, which needs neither metric nor model.
+            sized = dspy.GEPA.auto_budget
+            most = sized(None, predictors, AUTO_RUN_SETTINGS[settings.auto]["n"], len(validation))
+        elif settings.max_full_evals is not None:
+            most = settings.max_full_evals * (len(train) + len(validation))
+        else:
+            most = settings.max_metric_calls or 0
+        reflections = most // (2 * settings.reflection_minibatch_size)
+        return Work(proposals=reflections, trials=most + 2 * len(validation), chain=3 * reflections)
 
     async def optimize(self, task: SearchTask) -> Any:
         task.space({}, {}, 0)

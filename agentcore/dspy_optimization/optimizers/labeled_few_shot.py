@@ -5,6 +5,8 @@ from typing import Any
 import dspy
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentcore.data import Dataset
+from agentcore.dspy_optimization.optimizers._base import Work
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 from agentcore.dspy_optimization.search import Race
 
@@ -29,6 +31,9 @@ class LabeledFewShot:
 
     def settings(self) -> dict[str, Any]:
         return self._settings.model_dump()
+
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
+        return Work(trials=2 * len(validation), chain=predictors, demos=min(self._settings.k, len(train)))
 
     async def optimize(self, task: SearchTask) -> Any:
         optimizer = dspy.LabeledFewShot(k=self._settings.k)

@@ -15,7 +15,8 @@ from dspy.teleprompt.mipro_optimizer_v2 import (
 )
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from agentcore.data import Example
+from agentcore.data import Dataset, Example
+from agentcore.dspy_optimization.optimizers._base import Work
 from agentcore.dspy_optimization.optimizers._demos import (
     DemoPlan,
     DemoSet,
@@ -25,7 +26,7 @@ from agentcore.dspy_optimization.optimizers._demos import (
 from agentcore.dspy_optimization.optimizers._instructions import ProposalPlan, plan_proposals, propose
 from agentcore.dspy_optimization.optimizers._stock import compile_stock
 from agentcore.dspy_optimization.optimizers._task import SearchTask
-from agentcore.dspy_optimization.search import Params, Plan, Space, TrialSearch
+from agentcore.dspy_optimization.search import STARTUP, Params, Plan, Space, TrialSearch
 
 _MINIBATCH = 35
 _DEMOS_READY, _INSTRUCTIONS_READY = 1, 2
@@ -78,6 +79,21 @@ class MIPROv2:
 
     def settings(self) -> dict[str, Any]:
         return self._settings.model_dump()
+
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
+        settings = self._settings
+        shape = shape_of(settings, train.examples, validation.examples, predictors, 1)
+        whole, views = len(shape.order), min(10, math.ceil(len(train) / 10))
+        rounds = 1 + math.ceil(max(0, shape.trials + 1 - STARTUP) / settings.minibatch_full_eval_steps)
+        proposed = shape.proposals[0:0] if shape.instructions < 2 else shape.proposals
+        asked = sum(plan.demo_set > 0 for plan in proposed)
+        return Work(
+            bootstrap=sum(plan.size for plan in shape.demos),
+            proposals=views + 1 + 3 * asked,
+            trials=(shape.trials + 1) * shape.minibatch + (rounds + 1) * (whole - shape.minibatch),
+            chain=views + 2 + predictors * 2 * (rounds + 2),
+            demos=0 if shape.zeroshot else max(settings.max_labeled_demos, settings.max_bootstrapped_demos),
+        )
 
     async def optimize(self, task: SearchTask) -> Any:
         # DSPy takes seed 0 for "none given".

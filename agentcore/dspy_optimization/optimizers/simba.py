@@ -5,6 +5,8 @@ from typing import Any
 import dspy
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentcore.data import Dataset
+from agentcore.dspy_optimization.optimizers._base import Work
 from agentcore.dspy_optimization.optimizers._dspy import compile_in_thread, metric_for
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 
@@ -31,6 +33,16 @@ class SIMBA:
 
     def settings(self) -> dict[str, Any]:
         return self._settings.model_dump()
+
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
+        settings, size = self._settings, min(self._settings.bsize, len(train))
+        last = (settings.num_candidates + 1) * len(train)
+        return Work(
+            proposals=settings.max_steps * settings.num_candidates,
+            trials=2 * settings.max_steps * size * settings.num_candidates + last + 2 * len(validation),
+            chain=3 * settings.max_steps * predictors,
+            demos=settings.max_demos,
+        )
 
     async def optimize(self, task: SearchTask) -> Any:
         task.space({}, {}, 2)
