@@ -26,6 +26,9 @@ _FIRST_LOOK = 8
 _LOOKS = 5
 _RESAMPLES = 9_999
 _SAME = 1e-12
+_LEFT_OVER = 2
+_FINALISTS = 2
+"""Candidates that are scored on all examples at the end; DSPy's light search scores as many."""
 
 Params = Mapping[str, int]
 
@@ -220,58 +223,60 @@ class TrialSearch(Race):
     async def run(self) -> None:
         """Search; the best candidate is the task's."""
         self.study.enqueue_trial(dict.fromkeys(self.space.choices, 0))
-        first = self.ask(min(self.plan.trials + 1, STARTUP))
+        # A round for one or two trials more would take as long as one for all of them.
+        few = self.plan.trials + 1 <= STARTUP + _LEFT_OVER
+        first = self.ask(self.plan.trials + 1 if few else STARTUP)
         for wave in sorted({self.space.ready(trial.params) for trial in first}):
             await self.round([trial for trial in first if self.space.ready(trial.params) == wave])
         left = self.plan.trials + 1 - len(first)
         while left:
             batch = self.ask(min(self.plan.at_once, left))
             left -= len(batch)
-            await self.round(batch, promoting=True)
-        await self.round([], promoting=True)
+            await self.round(batch, promoting=1)
+        await self.round([], promoting=_FINALISTS)
         self.tell_racing(self.plan.minibatch)
 
     def ask(self, count: int) -> list[optuna.trial.Trial]:
         return [self.study.ask(fixed_distributions=self.distributions) for _ in range(count)]
 
-    async def round(self, batch: Sequence[optuna.trial.Trial], *, promoting: bool = False) -> None:
+    async def round(self, batch: Sequence[optuna.trial.Trial], *, promoting: int = 0) -> None:
         """Score a batch of trials on the minibatch; what is drawn again is answered from what is known.
 
         Args:
-            promoting: meanwhile score the best candidate of earlier rounds on all examples.
+            promoting: how many of the best candidates of earlier rounds are meanwhile scored on all examples.
         """
         programs = [await self.space.build(trial.params) for trial in batch]
-        promoted = self.next_promoted() if promoting else None
+        promoted = self.next_promoted()[:promoting]
         drawn = await self.enter(programs, [trial.params for trial in batch])
         new = list({item.number: item for item in drawn if not item.scores and not item.stopped}.values())
         async with asyncio.TaskGroup() as group:
             group.create_task(self.race(new, self.plan.minibatch))
-            if promoted is not None:
-                group.create_task(self.race([promoted], len(self.order)))
+            group.create_task(self.race(promoted, len(self.order)))
         for trial, found in zip(batch, drawn, strict=True):
             self.study.tell(trial, found.mean(self.plan.minibatch))
             self.report(found, self.plan.minibatch)
-        if promoted is not None:
+        for item in promoted:
             self.study.add_trial(
                 optuna.trial.create_trial(
-                    params=dict(promoted.params), distributions=self.distributions, value=promoted.mean()
+                    params=dict(item.params), distributions=self.distributions, value=item.mean()
                 )
             )
-            self.report(promoted, len(self.order))
+            self.report(item, len(self.order))
         await self.task.durable()
 
-    def next_promoted(self) -> _Candidate | None:
-        """The best candidate that is not fully scored, if it may be the best of all."""
+    def next_promoted(self) -> list[_Candidate]:
+        """Candidates that are not fully scored and may be the best of all, the best first."""
         whole, size = len(self.order), self.plan.minibatch
         full = [item for item in self.candidates.values() if len(item.scores) == whole]
-        rivals = [
-            item for item in self.candidates.values() if not item.stopped and size <= len(item.scores) < whole
-        ]
-        rival = max(rivals, key=lambda item: (item.mean(size), -item.number), default=None)
         best = max(full, key=lambda item: (item.mean(), -item.number), default=None)
-        if rival is not None and best is not None and rival.mean(size) < best.mean(size):
-            return None
-        return rival
+        rivals = [
+            item
+            for item in self.candidates.values()
+            if not item.stopped
+            and size <= len(item.scores) < whole
+            and (best is None or item.mean(size) >= best.mean(size))
+        ]
+        return sorted(rivals, key=lambda item: (-item.mean(size), item.number))
 
 
 def behind(differences: Sequence[float]) -> float:

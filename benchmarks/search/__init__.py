@@ -1,0 +1,1 @@
+"""The search against DSPy, against physics, and against its own promises."""
