@@ -88,8 +88,11 @@ class LiveView:
         elif isinstance(event, StageStarted) and not self.console.is_terminal:
             self.console.print(f"{_STAGES.get(event.stage, event.stage)} …", soft_wrap=True)
         elif isinstance(event, TrialFinished) and not self.console.is_terminal:
+            part = "" if event.full else f" on {event.examples} examples"
+            given_up = ", stopped" if event.stopped else ""
+            best = f"(best {event.best_score:.3f})"
             self.console.print(
-                f"  trial {event.trial}: {event.score:.3f} (best {event.best_score:.3f})", soft_wrap=True
+                f"  trial {event.trial}: {event.score:.3f}{part}{given_up} {best}", soft_wrap=True
             )
 
     def _render(self) -> Group | Text:

@@ -155,8 +155,9 @@ class Search:
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
         except asyncio.CancelledError:
-            if work.cancelled() and guard.stopped is not None:
-                guard.check()  # it was stopped, not this run
+            own = asyncio.current_task()
+            if guard.stopped is not None and not (own and own.cancelling()):
+                guard.check()  # the search was stopped, not this run
             guard.stop("cancelled")
             await asyncio.wait({work})
             if not work.cancelled():

@@ -93,6 +93,8 @@ class Ledger:
         )
 
     def _over(self, most: Amount) -> Limit | None:
+        if not self.caps:
+            return None
         total = Amount.of(self.meter.total).plus(self._reserved).plus(self.kept).plus(most)
         caps = self.caps
         if caps.calls is not None and (total.calls or 0) > caps.calls:

@@ -223,9 +223,8 @@ class _Call:
 
     def run(self, ask: Callable[[], T]) -> T:
         key = None if self.key is None else f"thread {self.key}"  # DSPy's cache keeps the two apart
-        if key is not None and (first := self.control.first_to_ask(key)) is not None:
-            first.result()
-            key = None
+        while key is not None and (first := self.control.first_to_ask(key)) is not None:
+            first.result()  # the cache has its answer now, or the next may ask
         try:
             while True:
                 reservation = self._reserved()
@@ -254,9 +253,8 @@ class _Call:
 
     async def arun(self, ask: Callable[[], Any]) -> Any:
         key = None if self.key is None else f"task {self.key}"
-        if key is not None and (first := self.control.first_to_ask(key)) is not None:
+        while key is not None and (first := self.control.first_to_ask(key)) is not None:
             await asyncio.wrap_future(_shared(first))
-            key = None
         try:
             while True:
                 reservation = self._reserved()

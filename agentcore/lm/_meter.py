@@ -65,8 +65,7 @@ class _Sink:
     sees neither usage nor cost. Lift once DSPy's `on_lm_end` carries both.
     """
 
-    def __init__(self, of: object = None) -> None:
-        self.of = of
+    def __init__(self) -> None:
         self.history = self
         self._lock = threading.Lock()
         self.spend = Spend()
@@ -117,24 +116,19 @@ def _stored_usage(response: Any) -> bool:
 
 
 @contextmanager
-def collect_spend(of: object = None) -> Iterator[_Sink]:
-    """Within the block, and in threads that copied its context, every answered call is added to `.spend`.
+def collect_spend() -> Iterator[_Sink]:
+    """Within the block, and in threads that copied its context, every answered call is added to `.spend`."""
+    sink = _Sink()
+    with _calling([*(dspy.settings.caller_modules or []), sink]):
+        yield sink
 
-    Of several blocks about one another those of the same `of` don't add up: the innermost counts.
-    """
-    sink = _Sink(of)
-    callers = [
-        *(
-            caller
-            for caller in dspy.settings.caller_modules or []
-            if of is None or not isinstance(caller, _Sink) or caller.of is not of
-        ),
-        sink,
-    ]
+
+@contextmanager
+def _calling(callers: list[Any], **settings: Any) -> Iterator[None]:
     # A user who turned histories off would turn the account off with them.
     size = dspy.settings.max_history_size or 1
-    with dspy.context(caller_modules=callers, disable_history=False, max_history_size=size):
-        yield sink
+    with dspy.context(caller_modules=callers, disable_history=False, max_history_size=size, **settings):
+        yield
 
 
 class Meter:
@@ -146,29 +140,31 @@ class Meter:
 
     def __init__(self, prices: Prices | None = None) -> None:
         self.prices = dict(prices or {})
-        self._sinks: dict[str, list[_Sink]] = {}
+        self._sinks: dict[str, _Sink] = {}
 
     def start_from(self, spent: Mapping[str, Spend]) -> None:
-        """Add what earlier processes of the same run spent, by stage."""
+        """Begin with what earlier processes of the same run spent, by stage."""
         for name, spend in spent.items():
-            sink = _Sink()
-            sink.spend = spend
-            self._sinks.setdefault(name, []).append(sink)
+            self._sink(name).spend = spend
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        with collect_spend(self) as sink, dspy.context(agentcore_prices=self.prices):
-            self._sinks.setdefault(name, []).append(sink)
+        sink, own = self._sink(name), list(self._sinks.values())
+        callers = [item for item in dspy.settings.caller_modules or [] if item not in own]
+        with _calling([*callers, sink], agentcore_prices=self.prices):
             yield
+
+    def _sink(self, name: str) -> _Sink:
+        return self._sinks.setdefault(name, _Sink())
 
     def by_stage(self) -> dict[str, Spend]:
         """Of the stages in which a call was answered."""
-        found = {name: _total(sinks) for name, sinks in list(self._sinks.items())}
+        found = {name: sink.spend for name, sink in list(self._sinks.items())}
         return {name: spend for name, spend in found.items() if spend.calls or spend.cache_hits}
 
     @property
     def total(self) -> Spend:
-        return _total([sink for sinks in list(self._sinks.values()) for sink in sinks])
+        return _total(list(self._sinks.values()))
 
 
 def _total(sinks: list[_Sink]) -> Spend:

@@ -59,9 +59,10 @@ def score(work: Any, lm: Any, program: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=2)
     given = parser.parse_args()
     jobs = [(name, seed) for name in DATA for seed in range(given.seeds)]
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(given.processes, mp_context=get_context("spawn")) as pool:
         results = list(pool.map(run, jobs))
     print(
         "| way | "

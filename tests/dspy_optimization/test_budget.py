@@ -127,7 +127,7 @@ async def test_an_unknown_price_is_refused_before_anything_is_spent():
 
 
 async def test_cache_hits_cost_nothing(tmp_path):
-    """The second run of the same request is answered by DSPy's cache, under a cap that pays for no call."""
+    """The second run of the same request is answered by DSPy's cache."""
     from dspy.clients import Cache
 
     old = dspy.cache

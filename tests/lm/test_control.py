@@ -197,6 +197,23 @@ async def test_identical_calls_at_once_are_one(threads, tmp_path):
     assert (meter.total.calls, meter.total.cache_hits) == (1, 7)
 
 
+async def test_where_the_first_of_identical_calls_fails_the_next_asks(tmp_path):
+    from dspy.clients import Cache
+
+    old, engine = dspy.cache, Engine(seconds=0.02, fail=[RateLimitError("no", status=429)])
+    dspy.cache = Cache(enable_disk_cache=False, enable_memory_cache=True, disk_cache_dir=str(tmp_path))
+    control, _ = under()
+    program = dspy.Predict("question -> answer")
+    try:
+        with dspy.context(lm=control.manage(lm_of(engine, cache=True, num_retries=0))):
+            asked = (program.acall(question="the same") for _ in range(8))
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+    finally:
+        dspy.cache = old
+    assert sum(isinstance(item, Exception) for item in answers) == 1
+    assert engine.calls == 2
+
+
 async def test_identical_calls_without_a_cache_are_samples_of_their_own():
     engine = Engine(seconds=0.01)
     control, _ = under()

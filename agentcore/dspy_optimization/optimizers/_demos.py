@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,8 +124,7 @@ class _Bootstrap(dspy.BootstrapFewShot):
                 if len(found) >= self._plan.size:
                     return found
         finally:
-            for attempt in running:
-                attempt.cancel()
+            await end(running)
 
     async def _once(self, position: int, example: Example) -> dict[str, list[Any]] | None:
         return await self._task.step(
@@ -151,6 +150,18 @@ class _Bootstrap(dspy.BootstrapFewShot):
             if name is not None:
                 demos.setdefault(name, []).append(dspy.Example(augmented=True, **inputs, **outputs))
         return {name: _one_of(found) for name, found in demos.items()}
+
+
+async def end(tasks: Iterable["asyncio.Future[Any]"]) -> None:
+    """Cancel tasks that nobody will ask for their outcome any more, and wait until they have ended."""
+    left = list(tasks)
+    for task in left:
+        task.cancel()
+    if left:
+        await asyncio.wait(left)
+    for task in left:
+        if not task.cancelled():
+            task.exception()
 
 
 def _one_of(demos: list[Any]) -> list[Any]:

@@ -18,7 +18,7 @@ from dspy.propose.grounded_proposer import TIPS, GenerateModuleInstruction
 from dspy.propose.utils import strip_prefix
 from dspy.teleprompt.mipro_optimizer_v2 import BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT
 
-from agentcore.dspy_optimization.optimizers._demos import DemoSet
+from agentcore.dspy_optimization.optimizers._demos import DemoSet, end
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 from agentcore.errors import first_line
 
@@ -84,7 +84,7 @@ async def propose(
                 for plan in asked
             ]
     finally:
-        summary.cancel()
+        await end([summary])
     for plan, proposal in zip(asked, proposals, strict=True):
         instructions[plan.predictor].append(proposal.result())
     return instructions
