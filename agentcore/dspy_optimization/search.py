@@ -67,6 +67,18 @@ class Plan:
     at_once: int
     racing_level: float
 
+    def rounds(self) -> tuple[int, int]:
+        """Trials of the first round, and how many rounds follow."""
+        wanted = self.trials + 1
+        # A round for one or two trials more would take as long as one for all of them.
+        first = wanted if wanted <= STARTUP + _LEFT_OVER else STARTUP
+        return first, math.ceil((wanted - first) / self.at_once)
+
+    def reported(self, examples: int) -> int:
+        """Trials that are reported at most: full evaluations of some are reported too."""
+        full = self.rounds()[1] + _FINALISTS if self.minibatch < examples else 0
+        return self.trials + 1 + full
+
 
 @dataclass
 class _Candidate:
@@ -223,9 +235,7 @@ class TrialSearch(Race):
     async def run(self) -> None:
         """Search; the best candidate is the task's."""
         self.study.enqueue_trial(dict.fromkeys(self.space.choices, 0))
-        # A round for one or two trials more would take as long as one for all of them.
-        few = self.plan.trials + 1 <= STARTUP + _LEFT_OVER
-        first = self.ask(self.plan.trials + 1 if few else STARTUP)
+        first = self.ask(self.plan.rounds()[0])
         for wave in sorted({self.space.ready(trial.params) for trial in first}):
             await self.round([trial for trial in first if self.space.ready(trial.params) == wave])
         left = self.plan.trials + 1 - len(first)

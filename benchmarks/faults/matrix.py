@@ -38,6 +38,7 @@ from tests.support.stack import Stack
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"duration_seconds", "latency_reduction_ms", "baseline_avg_latency_ms", "optimized_avg_latency_ms"}
+ACCOUNT = ("lm_calls", "total_tokens")
 OWN_TAGS = (
     "agentcore.key",
     "agentcore.optimization_id",
@@ -78,7 +79,10 @@ def state_of(client: MlflowClient, experiment: str) -> list[dict[str, Any]]:
     runs = client.search_runs([found.experiment_id]) if found else []
     return [
         {
-            "metrics": {key: value for key, value in run.data.metrics.items() if key not in TIMES},
+            "metrics": {
+                key: value for key, value in run.data.metrics.items() if key not in (*TIMES, *ACCOUNT)
+            },
+            "account": {key: run.data.metrics.get(key, 0.0) for key in ACCOUNT},
             "measured": set(run.data.metrics),
             "params": {key: value for key, value in run.data.params.items() if key != "optimization_time"},
             "tags": {
@@ -117,7 +121,10 @@ def judge(row: Row, runs: list[dict[str, Any]], wanted: dict[str, Any]) -> None:
     row.doubled["history"] += max(0, len(run["history"]) - len(wanted["history"]))
     row.doubled["models"] += max(0, run["models"] - wanted["models"])
     row.doubled["outputs"] += max(0, run["outputs"] - wanted["outputs"])
-    if run != wanted:
+    # What was in flight when a process died may be on the account twice: it was paid twice.
+    extra = run.pop("account")["lm_calls"] - wanted["account"]["lm_calls"]
+    wanted = {key: value for key, value in wanted.items() if key != "account"}
+    if run != wanted or not 0 <= extra <= 2 * CONCURRENCY:
         row.differing += 1
         print("  differs:", {key: (run[key], wanted[key]) for key in run if run[key] != wanted[key]})
 
@@ -126,7 +133,7 @@ def count_paid_twice(row: Row, optimization_id: str) -> None:
     """Examples measured twice, and trials finished twice, in the journal."""
     journal = open_journal()
     measured = Counter(
-        (item.event.evaluation, item.event.record["index"])
+        (item.event.evaluation, item.event.candidate, item.event.record["digest"])
         for item in journal.read(optimization_id, of=ExampleMeasured)
     )
     trials = Counter(item.event.trial for item in journal.read(optimization_id, of=TrialFinished))
@@ -198,7 +205,7 @@ def kill_client(row: Row, stack: Stack, config: MLflowConfig, rng: random.Random
         with journal_at(state):
             count_paid_twice(row, run_id)
         wasted = len(calls.read_text().splitlines()) - row_calls()
-        assert wasted <= CONCURRENCY + 25, f"{wasted} calls more than an undisturbed run makes"
+        assert wasted <= 2 * CONCURRENCY, f"{wasted} calls more than an undisturbed run makes"
 
 
 def fill_disk(row: Row, stack: Stack, config: MLflowConfig, rng: random.Random, events: int) -> None:

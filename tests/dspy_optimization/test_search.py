@@ -215,3 +215,20 @@ def test_an_equal_candidate_is_stopped_no_oftener_than_the_level_says(size):
         behind([rng.randint(0, 1) - rng.randint(0, 1) for _ in range(size)]) < level for _ in range(times)
     )
     assert stopped / times < level + 3 * (level * (1 - level) / times) ** 0.5
+
+
+async def test_no_more_trials_are_reported_than_were_planned():
+    planned = []
+
+    for settings in (
+        {"auto": "light"},
+        {"auto": "medium"},
+        {"auto": None, "num_candidates": 3, "num_trials": 1},
+    ):
+        found = []
+        pipeline = OptimizationPipeline(
+            AsyncClassifier(), lm=offline_lm(), enable_tracking=False, on_progress=found.append
+        )
+        result = await pipeline.run_optimization(request(settings=settings), training_data=colours(300))
+        planned.append((found[0].trials, len(result.optimization_details["trials"])))
+    assert all(0 < reported <= most for most, reported in planned), planned

@@ -26,7 +26,7 @@ from agentcore.dspy_optimization.optimizers._demos import (
 from agentcore.dspy_optimization.optimizers._instructions import ProposalPlan, plan_proposals, propose
 from agentcore.dspy_optimization.optimizers._stock import compile_stock
 from agentcore.dspy_optimization.optimizers._task import SearchTask
-from agentcore.dspy_optimization.search import STARTUP, Params, Plan, Space, TrialSearch
+from agentcore.dspy_optimization.search import Params, Plan, Space, TrialSearch
 
 _MINIBATCH = 35
 _DEMOS_READY, _INSTRUCTIONS_READY = 1, 2
@@ -84,7 +84,7 @@ class MIPROv2:
         settings = self._settings
         shape = shape_of(settings, train.examples, validation.examples, predictors, 1)
         whole, views = len(shape.order), min(10, math.ceil(len(train) / 10))
-        rounds = 1 + math.ceil(max(0, shape.trials + 1 - STARTUP) / settings.minibatch_full_eval_steps)
+        rounds = 1 + plan_of(shape, settings).rounds()[1]
         proposed = shape.proposals[0:0] if shape.instructions < 2 else shape.proposals
         asked = sum(plan.demo_set > 0 for plan in proposed)
         return Work(
@@ -176,6 +176,16 @@ def shape_of(
     )
 
 
+def plan_of(shape: Shape, settings: MIPROv2Settings) -> Plan:
+    return Plan(
+        seed=shape.seed,
+        trials=shape.trials,
+        minibatch=shape.minibatch,
+        at_once=settings.minibatch_full_eval_steps,
+        racing_level=settings.racing_level if settings.racing else 0.0,
+    )
+
+
 class _Search:
     """One search: demonstrations, summary, proposals and trials, each begun as soon as it can be."""
 
@@ -201,14 +211,8 @@ class _Search:
             choices[f"{number}_predictor_instruction"] = 1 if kept else shape.instructions
             if not shape.zeroshot:
                 choices[f"{number}_predictor_demos"] = 1 if name in frozen.demos else len(shape.demos)
-        plan = Plan(
-            seed=shape.seed,
-            trials=shape.trials,
-            minibatch=shape.minibatch,
-            at_once=settings.minibatch_full_eval_steps,
-            racing_level=settings.racing_level if settings.racing else 0.0,
-        )
-        await TrialSearch(self.task, Space(choices, self.ready, self.build), shape.order, plan).run()
+        space = Space(choices, self.ready, self.build)
+        await TrialSearch(self.task, space, shape.order, plan_of(shape, settings)).run()
 
     async def demo_set(self, number: int) -> DemoSet:
         return await make_demo_set(self.task, self.program, self.shape.demos[number], number)
@@ -219,7 +223,8 @@ class _Search:
 
         found = await propose(self.task, self.program, self.shape.proposals, sets)
         sizes = {} if self.shape.zeroshot else dict.fromkeys(self.names, len(self.shape.demos))
-        self.task.space(dict(zip(self.names, found, strict=True)), sizes, self.shape.trials + 1)
+        planned = plan_of(self.shape, self.settings).reported(len(self.shape.order))
+        self.task.space(dict(zip(self.names, found, strict=True)), sizes, planned)
         return found
 
     def ready(self, params: Params) -> int:
