@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from agentcore.dspy_optimization.models import OptimizationConstraints
 from agentcore.errors import ConfigurationError
 from agentcore.evaluation import ExampleRecord
-from agentcore.lm import Amount, Control, Ledger, Meter, StopReason
+from agentcore.lm import Amount, Control, Ledger, Meter, Spend, StopReason
 
 _MARGIN = 1.15
 """The winner may take this much more per example on the test split than the costliest candidate so far."""
@@ -27,6 +27,7 @@ class Budget:
         self.control = Control(self.ledger, max_concurrency, meter.prices)
         self._tests = tests
         self._needed = Amount(0, 0, 0.0)
+        self._judged = Amount(0, 0, 0.0)
 
     def check_baseline(self) -> None:
         """Raise `ConfigurationError` where the caps can't even pay for measuring baseline and winner."""
@@ -34,15 +35,22 @@ class Budget:
         if calls is not None and calls <= 2 * self._tests:
             raise self.too_little(f"baseline and winner take at least {self._tests} calls each")
 
-    def begin_search(self, baseline: Sequence[ExampleRecord]) -> None:
+    def begin_search(self, baseline: Sequence[ExampleRecord], judged: Spend, *, begun: bool) -> None:
         """Keep for the winner what the baseline took.
 
+        Args:
+            judged: what the metric's own LM calls took for the baseline.
+            begun: whether an earlier process of the run has begun the search.
+
         Raises:
-            ConfigurationError: that is all that is left.
+            ConfigurationError: that is all that is left, and nothing was searched yet.
         """
         if not self.caps:
             return
+        self._judged = Amount.of(judged).plus(Amount(judged.cache_hits)).times(1 / len(baseline))
         self._keep(baseline)
+        if begun:
+            return
         left = self.ledger.left()
         for rest, needed in zip(_values(left), _values(self._needed), strict=True):
             if rest is not None and rest <= (needed or 0):
@@ -78,9 +86,13 @@ class Budget:
     def _keep(self, records: Sequence[ExampleRecord]) -> None:
         each = [record for record in records if record.failed != "lm"] or records
         factor = _MARGIN * self._tests / len(each)
+        judge = self._judged.times(self._tests)
         calls = sum(record.lm_calls + record.cache_hits for record in each) * factor / _MARGIN
         tokens = sum(record.input_tokens + record.output_tokens for record in each) * factor
         usd = sum(record.cost_usd or 0.0 for record in each) * factor
+        calls += judge.calls or 0
+        tokens += (judge.tokens or 0) * _MARGIN
+        usd += (judge.usd or 0) * _MARGIN
         before = self._needed
         self._needed = Amount(
             max(before.calls or 0, calls), max(before.tokens or 0, tokens), max(before.usd or 0, usd)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,6 +47,8 @@ class History:
     search_seconds: float = 0.0
     warnings: set[str] = field(default_factory=set)
     has_baseline: bool = False
+    judged_baseline: Spend | None = None
+    """What the metric's own LM calls took for the baseline."""
     has_candidates: bool = False
     ended: bool = False
     """Whether MLflow was told that the run ended."""
@@ -82,12 +84,12 @@ class History:
                 key = event.evaluation, event.candidate
                 self._measured[key][_place(event.evaluation, record.index, record.digest)] = record
                 self._settled.discard(key)
-                stage = event.evaluation if event.evaluation in (BASELINE, WINNER) else "trials"
-                self.spend[stage] = _plus(self.spend.get(stage, Spend()), event.record)
+                self.spend = {name: Spend(**values) for name, values in event.account.items()}
             case WarningRaised():
                 self.warnings.add(event.message)
             case BaselineMeasured():
                 self.has_baseline = True
+                self.judged_baseline = self.spend.get("judge", Spend())
                 self._settled.update(key for key in self._measured if key[0] == BASELINE)
             case CandidateProposed():
                 self.has_candidates = True
@@ -124,16 +126,3 @@ class History:
 def _place(evaluation: str, index: int, digest: str) -> str:
     """An example's name among an evaluation's records: a test split may hold the same example twice."""
     return str(index) if evaluation in (BASELINE, WINNER) else digest
-
-
-def _plus(spend: Spend, record: Mapping[str, Any]) -> Spend:
-    unpriced = record["cost_usd"] is None
-    return replace(
-        spend,
-        calls=spend.calls + record["lm_calls"],
-        cache_hits=spend.cache_hits + record["cache_hits"],
-        input_tokens=spend.input_tokens + record["input_tokens"],
-        output_tokens=spend.output_tokens + record["output_tokens"],
-        known_cost_usd=spend.known_cost_usd + (record["cost_usd"] or 0.0),
-        unpriced_calls=spend.unpriced_calls + (record["lm_calls"] if unpriced else 0),
-    )

@@ -47,7 +47,7 @@ from agentcore.journal import (
     WarningRaised,
     WinnerMeasured,
 )
-from agentcore.lm import Guard, Meter, Prices, SearchStopped, redacted_logs, unmanaged
+from agentcore.lm import Guard, Meter, Prices, SearchStopped, Spend, redacted_logs, unmanaged
 from agentcore.tracking import MLflowTracker, program_state
 
 _ID_SECONDS = 2.0
@@ -171,7 +171,9 @@ class Run:
         baseline = await self.measure(BASELINE, self.job.program)
         self.check_objectives(baseline)
         self.emit(BaselineMeasured, known=self.history.has_baseline, metrics=baseline.metrics.model_dump())
-        self.budget.begin_search(baseline.records)
+        judged = self.history.judged_baseline or self.progress.meter.by_stage().get("judge", Spend())
+        begun = bool(self.history.steps or self.history.trials)
+        self.budget.begin_search(baseline.records, judged, begun=begun)
         self.stage("search")
         program, status = await self.search.run()
         self.budget.begin_winner()
@@ -255,7 +257,13 @@ class Run:
             self.progress.done += 1
             if measured is not None:
                 measured[record.index] = record
-            self.emit(ExampleMeasured, evaluation=evaluation, candidate=candidate, record=record.as_dict())
+            self.emit(
+                ExampleMeasured,
+                evaluation=evaluation,
+                candidate=candidate,
+                record=record.as_dict(),
+                account=self.by_stage(),
+            )
 
         limits = Limits(
             max_concurrency=self.max_concurrency,
@@ -350,13 +358,15 @@ class Run:
         self.tell(event)
 
     def account(self) -> Event:
-        spend = self.progress.meter.by_stage()
         return self.event(
             SpendCounted,
-            by_stage={name: asdict(part) for name, part in spend.items()},
+            by_stage=self.by_stage(),
             seconds=self.seconds,
             search_seconds=self.search.seconds,
         )
+
+    def by_stage(self) -> dict[str, dict[str, Any]]:
+        return {name: asdict(part) for name, part in self.progress.meter.by_stage().items()}
 
     def tell(self, event: Event) -> None:
         if self.sink is None:

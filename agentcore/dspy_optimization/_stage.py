@@ -252,6 +252,13 @@ class Search:
 
     def kept(self, task: SearchTask, stopped: SearchStopped) -> Any:
         reason = self.budget.limit(stopped.reason)
+        lead = task.leads[-1]() if task.leads else None
+        if lead is not None and (task.best is None or not task.best.full or lead.over >= task.best.score):
+            self.warn(
+                f"{reason} was reached: the candidate that was ahead by {lead.gain:.3f} on {lead.examples} "
+                "validation examples is kept"
+            )
+            return lead.program
         if task.best is None:
             self.warn(f"{reason} was reached before any candidate was scored: the program is kept as given")
             return self.job.program.deepcopy()

@@ -15,6 +15,7 @@ from scipy import stats
 from agentcore._threads import run_in_thread
 from agentcore.data import Example
 from agentcore.dspy_optimization._history import state_digest
+from agentcore.dspy_optimization.optimizers._base import Lead
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 from agentcore.evaluation import first_error
 from agentcore.lm import LIMITS
@@ -57,7 +58,7 @@ class Plan:
         seed: of the draws.
         trials: combinations to draw besides the program as given.
         minibatch: examples on which each is scored; as many as there are where no minibatches are wanted.
-        at_once: trials asked for at once after the random ones.
+        at_once: trials asked for at once after the random ones, about.
         racing_level: see `Race`.
     """
 
@@ -72,7 +73,8 @@ class Plan:
         wanted = self.trials + 1
         # A round for one or two trials more would take as long as one for all of them.
         first = wanted if wanted <= STARTUP + _LEFT_OVER else STARTUP
-        return first, math.ceil((wanted - first) / self.at_once)
+        left = wanted - first
+        return first, max(1, round(left / self.at_once)) if left else 0
 
     def reported(self, examples: int) -> int:
         """Trials that are reported at most: full evaluations of some are reported too."""
@@ -115,6 +117,23 @@ class Race:
         self.level = level
         self.candidates: dict[str, _Candidate] = {}
         self.duplicates = 0
+        task.leads.append(self.lead)
+
+    def lead(self) -> Lead | None:
+        """Who is ahead of the fullest scored candidate, on the examples that both have answered."""
+        scored = [item for item in self.candidates.values() if item.scores and not item.stopped]
+        fullest = max(scored, key=lambda item: (len(item.scores), item.mean(), -item.number), default=None)
+        if fullest is None:
+            return None
+
+        def gain(item: _Candidate) -> float:
+            size = min(len(item.scores), len(fullest.scores))
+            return item.mean(size) - fullest.mean(size)
+
+        ahead = max(scored, key=lambda item: (gain(item), len(item.scores), -item.number))
+        if gain(ahead) <= 0:
+            return None
+        return Lead(ahead.program, gain(ahead), len(ahead.scores), fullest.mean())
 
     async def enter(
         self, programs: Sequence[Any], params: Sequence[Params] | None = None
@@ -148,10 +167,12 @@ class Race:
                 async with asyncio.TaskGroup() as group:
                     for item in running:
                         group.create_task(self.extend(item, at))
-            except BaseExceptionGroup as errors:
+            except BaseException as error:
                 if self.task.guard.stopped is not None and self.task.guard.stopped.reason in LIMITS:
-                    self.report_partly(running)
-                raise first_error(errors) from None
+                    self.report_partly(running, others)
+                if isinstance(error, BaseExceptionGroup):
+                    raise first_error(error) from None
+                raise
             if at < size:
                 running = await self.survivors(running, [*others, *running], at)
 
@@ -193,10 +214,15 @@ class Race:
             item.program, item.mean(scored), scored, full=scored == len(self.order), stopped=item.stopped
         )
 
-    def report_partly(self, running: Sequence[_Candidate]) -> None:
-        """A limit was reached: what all contenders have answered says which is the best so far."""
+    def report_partly(self, running: Sequence[_Candidate], others: Sequence[_Candidate]) -> None:
+        """A limit was reached: what all contenders have answered says which is the best so far.
+
+        One that is not ahead of all others on the same examples counts as stopped.
+        """
         size = min(len(item.scores) for item in running)
+        able = [item.mean(size) for item in others if len(item.scores) >= size]
         for item in running if size else ():
+            item.stopped = item.stopped or item.mean(size) <= max(able, default=-1.0)
             self.report(item, size)
 
     def tell_racing(self, size: int) -> None:
@@ -239,8 +265,8 @@ class TrialSearch(Race):
         for wave in sorted({self.space.ready(trial.params) for trial in first}):
             await self.round([trial for trial in first if self.space.ready(trial.params) == wave])
         left = self.plan.trials + 1 - len(first)
-        while left:
-            batch = self.ask(min(self.plan.at_once, left))
+        for rounds in range(self.plan.rounds()[1], 0, -1):
+            batch = self.ask(math.ceil(left / rounds))
             left -= len(batch)
             await self.round(batch, promoting=1)
         await self.round([], promoting=_FINALISTS)

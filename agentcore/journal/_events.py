@@ -66,6 +66,8 @@ class ExampleMeasured(OptimizationEvent):
     candidate: str
     """Digest of the program's state."""
     record: dict[str, Any]
+    account: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """The run's account by stage when it was measured."""
 
 
 class StepFinished(OptimizationEvent):

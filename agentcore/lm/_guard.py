@@ -39,8 +39,8 @@ class SearchStopped(BaseException):
 
 def current_guard() -> "Guard | None":
     """The innermost guard that watches here."""
-    found = [item for item in dspy.settings.get("callbacks", []) if isinstance(item, Guard)]
-    return found[-1] if found else None
+    found: Guard | None = dspy.settings.get("agentcore_guard")
+    return found
 
 
 Reserve = Callable[[Any, dict[str, Any]], Callable[[], None]]
@@ -63,6 +63,7 @@ class Guard(BaseCallback):
         self.outage_after = outage_after
         self._reserve = reserve
         self._reserved: dict[str, Callable[[], None]] = {}
+        self._managed: set[str] = set()
         self.stopped: SearchStopped | None = None
         self._listeners: list[Callable[[SearchStopped], None]] = []
         self._failures = 0
@@ -94,11 +95,15 @@ class Guard(BaseCallback):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within the block, and in threads that copied its context, LM calls ask this guard."""
-        with dspy.context(callbacks=[*dspy.settings.get("callbacks", []), self]):
+        # A program may set callbacks of its own: managed models find the guard by its own key.
+        with dspy.context(callbacks=[*dspy.settings.get("callbacks", []), self], agentcore_guard=self):
             yield
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         self.check()
+        if getattr(instance, "_control", None) is not None:
+            self._managed.add(call_id)  # reserves and tells of its end by itself
+            return
         if self._reserve is None:
             return
         try:
@@ -112,7 +117,14 @@ class Guard(BaseCallback):
     def on_lm_end(
         self, call_id: str, outputs: dict[str, Any] | None, exception: BaseException | None = None
     ) -> None:
+        if call_id in self._managed:
+            self._managed.discard(call_id)
+            return
         self._reserved.pop(call_id, _nothing)()
+        self.ended(exception)
+
+    def ended(self, exception: BaseException | None) -> None:
+        """An LM call has ended, after its retries."""
         if self.outage_after is None or not is_lm_failure(exception):
             if exception is None:
                 with self._lock:

@@ -36,8 +36,11 @@ class Amount:
         return any(value is not None for value in (self.calls, self.tokens, self.usd))
 
 
-class CapReached(Exception):
-    """A call was not made: it could have gone over a cap."""
+class CapReached(BaseException):
+    """A call was not made: it could have gone over a cap.
+
+    A BaseException, since DSPy turns an `Exception` into a score of 0 and goes on.
+    """
 
     def __init__(self, limit: Limit) -> None:
         super().__init__(limit)
@@ -57,6 +60,8 @@ class Ledger:
         self.kept = Amount()
         """Not to be touched now: for the measuring of the winner."""
         self._reserved = Amount(0, 0, 0.0)
+        self._assumed = Amount(0, 0, 0.0)
+        """What answers whose provider told no usage or whose price is unknown may have taken."""
         self._open = 0
         self._waiting: list[Future[None]] = []
         self._lock = threading.Lock()
@@ -79,9 +84,14 @@ class Ledger:
             self._waiting.append(future)
             return future
 
+    def assume(self, taken: Amount) -> None:
+        """Count what an answer may have taken that the meter could not see."""
+        with self._lock:
+            self._assumed = self._assumed.plus(taken)
+
     def left(self) -> Amount:
         """What the caps leave after what was spent; None where there is no cap."""
-        spent = Amount.of(self.meter.total)
+        spent = Amount.of(self.meter.total).plus(self._assumed)
 
         def rest(cap: float | None, used: float | None) -> float | None:
             return None if cap is None else cap - (used or 0)
@@ -95,7 +105,9 @@ class Ledger:
     def _over(self, most: Amount) -> Limit | None:
         if not self.caps:
             return None
-        total = Amount.of(self.meter.total).plus(self._reserved).plus(self.kept).plus(most)
+        total = (
+            Amount.of(self.meter.total).plus(self._assumed).plus(self._reserved).plus(self.kept).plus(most)
+        )
         caps = self.caps
         if caps.calls is not None and (total.calls or 0) > caps.calls:
             return "call_limit"

@@ -5,6 +5,9 @@ import time
 from collections import deque
 from concurrent.futures import Future
 
+LONGEST_PAUSE = 60.0
+"""Seconds: a provider that asks for more is asked again after that, and refuses again or doesn't."""
+
 
 class AdaptiveLimit:
     """Additive increase, multiplicative decrease (Chiu & Jain 1989). Thread-safe.
@@ -22,9 +25,18 @@ class AdaptiveLimit:
         self._waiting: deque[Future[None]] = deque()
         self._lock = threading.Lock()
 
-    def enter(self) -> "Future[None]":
-        """A future that is done once the call may be made; every one of them is left by `leave`."""
+    def enter(self, *, wait: bool = True) -> "Future[None]":
+        """A future that is done once the call may be made; every one of them is left by `leave`.
+
+        Args:
+            wait: False for a caller that can't: it enters over the limit.
+        """
         future: Future[None] = Future()
+        if not wait:
+            with self._lock:
+                self.in_flight += 1
+            future.set_result(None)
+            return future
         with self._lock:
             self._waiting.append(future)
         self._admit()
@@ -55,7 +67,7 @@ class AdaptiveLimit:
                 self.limit = max(1.0, self.limit / 2)
                 self._lowered_at = now
             if retry_after:
-                self._paused_until = max(self._paused_until, now + retry_after)
+                self._paused_until = max(self._paused_until, now + min(retry_after, LONGEST_PAUSE))
 
     def _admit(self) -> None:
         while True:

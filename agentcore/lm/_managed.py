@@ -1,12 +1,14 @@
 """A language model under a run's control: its caps, its provider's rate limit, one call for one question."""
 
 import asyncio
+import contextlib
 import copy
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import dspy
@@ -16,14 +18,18 @@ from dspy.utils.exceptions import is_retryable_lm_error
 from agentcore.errors import ConfigurationError
 from agentcore.lm._guard import current_guard
 from agentcore.lm._ledger import Amount, CapReached, Ledger, Reservation
-from agentcore.lm._limit import AdaptiveLimit
+from agentcore.lm._limit import LONGEST_PAUSE, AdaptiveLimit
+from agentcore.lm._meter import CallRecord, call_record
 from agentcore.lm._prices import Prices, most_input_tokens, most_output_tokens, price_of
 
 T = TypeVar("T")
 
 _RATE_RETRIES = 6
 """Retries of a call that was refused for the rate, where the LM itself asks for fewer."""
-_LONGEST_PAUSE = 60.0
+_SLICE = 0.5
+_NO_TEXT = ('"image_url"', '"input_audio"', '"file"', '"image"')
+"""Parts of a message whose bytes are no bound of their tokens."""
+_MOST_OF_AN_IMAGE = 20_000
 
 
 def _nothing() -> None:
@@ -47,7 +53,7 @@ class Control:
         self.max_concurrency = max_concurrency
         self.prices = prices
         self.limits: dict[str, AdaptiveLimit] = {}
-        self.flights: dict[str, Future[None]] = {}
+        self.flights: dict[str, Future[bool]] = {}
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Control":
@@ -91,10 +97,11 @@ class Control:
         choices = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
         if caps.tokens is None and caps.usd is None:
             return Amount(choices, 0, 0.0)
-        texts = [json.dumps(item, default=str, ensure_ascii=False) for item in (messages or [prompt])]
-        texts += [json.dumps(kwargs, default=str, ensure_ascii=False)]
-        taken = most_input_tokens(texts) * choices
-        merged = {**lm.kwargs, **kwargs}
+        merged = {name: value for name, value in {**lm.kwargs, **kwargs}.items() if "api_" not in name}
+        texts = [_text_of(item) for item in (messages or [prompt])]
+        texts += [_text_of(value) for value in merged.values()]
+        images = sum(text.count(mark) for text in texts for mark in _NO_TEXT)
+        taken = (most_input_tokens(texts) + images * _MOST_OF_AN_IMAGE) * choices
         given = (kwargs.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"))
         told = next((int(value) for value in given if value is not None), None) or most_output_tokens(lm)
         if told is None:
@@ -126,7 +133,7 @@ class Control:
         with self._lock:
             return self.limits.setdefault(str(lm.model), AdaptiveLimit(self.max_concurrency))
 
-    def first_to_ask(self, key: str) -> "Future[None] | None":
+    def first_to_ask(self, key: str) -> "Future[bool] | None":
         """None for the first that asks a question, else what is done once the first has its answer."""
         with self._lock:
             if key in self.flights:
@@ -134,21 +141,42 @@ class Control:
             self.flights[key] = Future()
             return None
 
-    def answered(self, key: str) -> None:
+    def answered(self, key: str, success: bool) -> None:
+        """Tell who waits whether the first had an answer."""
         with self._lock:
             future = self.flights.pop(key)
-        future.set_result(None)
+        future.set_result(success)
 
 
 def unmanaged(program: Any) -> Any:
     """The program with its models as they were."""
     for predictor in program.predictors():
         if isinstance(predictor.lm, _Managed):
-            plain = copy.copy(predictor.lm)
-            plain.__class__ = type(predictor.lm).plain
-            del plain._control
-            predictor.lm = plain
+            predictor.lm = _plain(predictor.lm)
     return program
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _plain(managed: Any) -> Any:
+    plain = copy.copy(managed)
+    plain.__class__ = type(managed).plain
+    del plain._control
+    return plain
+
+
+def _cached() -> bool:
+    return bool(dspy.cache.enable_memory_cache or dspy.cache.enable_disk_cache)
+
+
+def _text_of(value: Any) -> str:
+    """What a provider is sent of a value, at most."""
+    schema = getattr(value, "model_json_schema", None)
+    if isinstance(value, type) and callable(schema):
+        return 2 * json.dumps(schema(), default=str)  # strict mode adds to it
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 class _Managed:
@@ -159,8 +187,8 @@ class _Managed:
 
     @property
     def num_retries(self) -> int:
-        """0 for DSPy: retries are made here, after the limit was lowered."""
-        return 0
+        """0 where DSPy would retry: retries are made here, after the limit was lowered."""
+        return 0 if hasattr(self, "_engine_spec") else int(self.__dict__.get("num_retries", 0))
 
     @num_retries.setter
     def num_retries(self, value: int) -> None:
@@ -169,6 +197,19 @@ class _Managed:
     def dump_state(self) -> dict[str, Any]:
         state: dict[str, Any] = super().dump_state()  # type: ignore[misc]
         return {**state, "num_retries": self.__dict__.get("num_retries", 0)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return self._control.manage(copy.deepcopy(_plain(self), memo))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Another process gets the model without this run's control."""
+        return _itself, (_plain(self),)
+
+    def update_history(self, entry: dict[str, Any]) -> None:
+        call = _asking.get(None)
+        if call is not None:
+            call.record = call_record(entry)
+        super().update_history(entry)  # type: ignore[misc]
 
     @with_callbacks  # type: ignore[untyped-decorator]
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
@@ -203,6 +244,9 @@ def _managed_class(plain: type) -> type:
     return _classes[plain]
 
 
+_asking: ContextVar["_Call"] = ContextVar("agentcore_asking")
+
+
 class _Call:
     """One call of an LM, with its retries."""
 
@@ -211,50 +255,60 @@ class _Call:
         self.control: Control = lm._control
         self.limit = self.control.limit_of(lm)
         self.most = self.control.most(lm, prompt, messages, kwargs)
-        self.retries = int(lm.__dict__.get("num_retries") or 0)
+        own = hasattr(lm, "_engine_spec")  # others retry by themselves, and DSPy caches nothing of theirs
+        self.retries = int(lm.__dict__.get("num_retries") or 0) if own else 0
         self.attempt = 0
+        self.record: CallRecord | None = None
         self.key: str | None = None
         # Only a cache gives one answer to those who ask the same.
-        if kwargs.get("cache", getattr(lm, "cache", False)):
+        if own and _cached() and kwargs.get("cache", lm.cache) and getattr(lm, "_cache_responses", True):
             asked = [str(lm.model), prompt, messages, {**lm.kwargs, **kwargs}]
             self.key = json.dumps(asked, sort_keys=True, default=str)
 
     # The same steps twice: threads wait, tasks await.
 
     def run(self, ask: Callable[[], T]) -> T:
-        key = None if self.key is None else f"thread {self.key}"  # DSPy's cache keeps the two apart
+        # In an event loop's own thread nothing may be waited for that only the loop could bring about.
+        waits = asyncio._get_running_loop() is None
+        key = f"thread {self.key}" if waits and self.key else None  # DSPy's cache keeps the two apart
         while key is not None and (first := self.control.first_to_ask(key)) is not None:
-            first.result()  # the cache has its answer now, or the next may ask
+            if first.result():
+                key = None  # the cache has its answer now
+        answered = False
         try:
             while True:
-                reservation = self._reserved()
+                reservation = self._reserved(wait=waits)
                 while isinstance(reservation, Future):
                     reservation.result()
                     reservation = self._reserved()
-                place = self.limit.enter()
+                place = self.limit.enter(wait=waits)
                 began: float | None = None
                 try:
                     place.result()
-                    time.sleep(self.limit.pause())
-                    self._check()
+                    self._sleep(self.limit.pause() if waits else 0.0)
                     began = time.monotonic()
-                    answer = ask()
+                    with self._asked():
+                        answer = ask()
                 except BaseException as error:
                     waiting = self._failed(error, place, reservation, began)
                     if waiting is None:
                         raise
-                    time.sleep(waiting)
+                    self._sleep(waiting)
                     continue
                 self._answered(reservation)
+                answered = True
                 return answer
         finally:
             if key is not None:
-                self.control.answered(key)
+                self.control.answered(key, answered)
 
     async def arun(self, ask: Callable[[], Any]) -> Any:
         key = None if self.key is None else f"task {self.key}"
         while key is not None and (first := self.control.first_to_ask(key)) is not None:
             await asyncio.wrap_future(_shared(first))
+            if first.result():
+                key = None
+        answered = False
         try:
             while True:
                 reservation = self._reserved()
@@ -269,7 +323,8 @@ class _Call:
                         await asyncio.sleep(pause)
                     self._check()
                     began = time.monotonic()
-                    answer = await ask()
+                    with self._asked():
+                        answer = await ask()
                 except BaseException as error:
                     waiting = self._failed(error, place, reservation, began)
                     if waiting is None:
@@ -277,14 +332,31 @@ class _Call:
                     await asyncio.sleep(waiting)
                     continue
                 self._answered(reservation)
+                answered = True
                 return answer
         finally:
             if key is not None:
-                self.control.answered(key)
+                self.control.answered(key, answered)
 
-    def _reserved(self) -> "Reservation | Future[None]":
+    @contextlib.contextmanager
+    def _asked(self) -> Iterator[None]:
+        token = _asking.set(self)
         try:
-            return self.control.ledger.try_reserve(self.most)
+            yield
+        finally:
+            _asking.reset(token)
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleep in a thread, which nothing but the guard can end."""
+        until = time.monotonic() + seconds
+        self._check()
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _SLICE))
+            self._check()
+
+    def _reserved(self, *, wait: bool = True) -> "Reservation | Future[None]":
+        try:
+            return self.control.ledger.try_reserve(self.most, wait=wait)
         except CapReached as reached:
             guard = current_guard()
             if guard is None:
@@ -299,8 +371,26 @@ class _Call:
             guard.check()
 
     def _answered(self, reservation: Reservation) -> None:
+        if self.control.ledger.caps:
+            self._assume_what_is_unknown()
         reservation.give_back()
+        self._tell_guard(None)
         self.limit.leave(answered=True)
+
+    def _assume_what_is_unknown(self) -> None:
+        """A cap holds also where a provider tells no usage: the most that was reserved counts then."""
+        record, most = self.record, self.most
+        if record is None:  # a program turned the history off
+            self.control.ledger.assume(most)
+        elif not record.cache_hit:
+            tokens = 0 if record.input_tokens or record.output_tokens else most.tokens
+            usd = most.usd if record.cost_usd is None or tokens else 0.0
+            self.control.ledger.assume(Amount(0, tokens, usd))
+
+    def _tell_guard(self, error: BaseException | None) -> None:
+        guard = current_guard()
+        if guard is not None and (error is None or isinstance(error, Exception)):
+            guard.ended(error)
 
     def _failed(
         self, error: BaseException, place: "Future[None]", reservation: Reservation, began: float | None
@@ -314,18 +404,19 @@ class _Call:
         self.limit.withdraw(place)
         most = max(self.retries, _RATE_RETRIES) if overloaded and self.retries else self.retries
         if not isinstance(error, Exception) or not is_retryable_lm_error(error) or self.attempt >= most:
+            self._tell_guard(error)
             return None
         self.attempt += 1
         if isinstance(hint, (int, float)):
-            return float(min(max(hint, 0.0), _LONGEST_PAUSE))
-        return float(min(2 ** (self.attempt - 1), _LONGEST_PAUSE))
+            return float(min(max(hint, 0.0), LONGEST_PAUSE))
+        return float(min(2 ** (self.attempt - 1), LONGEST_PAUSE))
 
 
-def _shared(future: "Future[None]") -> "Future[None]":
+def _shared(future: "Future[Any]") -> "Future[None]":
     """Stands for a future that others wait for too: whoever is cancelled must not cancel it for them."""
     own: Future[None] = Future()
 
-    def pass_on(_: "Future[None]") -> None:
+    def pass_on(_: "Future[Any]") -> None:
         if own.set_running_or_notify_cancel():
             own.set_result(None)
 

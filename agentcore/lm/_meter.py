@@ -74,12 +74,12 @@ class _Sink:
         return 0
 
     def append(self, entry: dict[str, Any]) -> None:
-        call = _call_record(entry)
+        call = call_record(entry)
         with self._lock:
             self.spend = self.spend.plus(call)
 
 
-def _call_record(entry: dict[str, Any]) -> CallRecord:
+def call_record(entry: dict[str, Any]) -> CallRecord:
     usage = entry.get("usage") or {}
     cache_hit = not usage and _stored_usage(entry.get("response"))
     model = str(entry.get("model", ""))
@@ -126,7 +126,7 @@ def collect_spend() -> Iterator[_Sink]:
 @contextmanager
 def _calling(callers: list[Any], **settings: Any) -> Iterator[None]:
     # A user who turned histories off would turn the account off with them.
-    size = dspy.settings.max_history_size or 1
+    size = dspy.settings.max_history_size or 10_000
     with dspy.context(caller_modules=callers, disable_history=False, max_history_size=size, **settings):
         yield
 

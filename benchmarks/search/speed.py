@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--concurrency", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--slow", type=float, nargs="+", default=[0.0], help="share of calls 10 times slower")
-    parser.add_argument("--data", default="breast_cancer as text", help="or breast_cancer: 30 fields")
+    parser.add_argument("--data", default="breast_cancer means", help="or breast_cancer, with all 30 fields")
     given = parser.parse_args()
     print(
         "| program | auto | in flight | slow calls | stock s | ours s | times faster (each) | stock calls "

@@ -177,3 +177,77 @@ async def test_the_account_goes_on_where_a_resumed_run_left_it(tmp_path, config)
     assert result.status == "budget_exhausted"
     assert result.spend.total_tokens <= 30_000
     assert json.dumps(result.optimization_details["trials"])
+
+
+@pytest.mark.parametrize("stage", ["search", "winner"])
+async def test_a_capped_run_can_be_resumed_wherever_it_stopped(config, stage, unlimited):
+    cap = int(0.85 * unlimited.spend.calls)
+    stages = asyncio.Event()
+
+    def follow(event):
+        if event.kind == "stage_started" and event.stage == "winner" and stage == "winner":
+            stages.set()
+        if event.kind == "trial_finished" and event.trial == 2 and stage == "search":
+            stages.set()
+
+    asked = request(constraints={"max_lm_calls": cap}, settings={**QUICK, "num_trials": 6})
+
+    def pipeline(**values):
+        lm = offline_lm(latency=0.01)
+        return OptimizationPipeline(
+            AsyncClassifier(), lm=lm, mlflow_config=config, max_concurrency=8, **values
+        )
+
+    task = asyncio.create_task(pipeline(on_event=follow).run_optimization(asked, training_data=colours(60)))
+    await asyncio.wait_for(stages.wait(), 30)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    from agentcore.journal import open_journal
+
+    (stream,) = open_journal().streams()
+    result = await pipeline().resume(stream.id)
+    assert result.spend.calls <= cap
+    assert result.status == "budget_exhausted"
+    assert result.program is not None
+
+
+@pytest.mark.parametrize("algorithm", ["miprov2", "bootstrap_random_search"])
+async def test_a_time_limit_in_the_middle_of_a_race_keeps_what_was_measured(algorithm):
+    settings = {"miprov2": {"auto": "medium"}, "bootstrap_random_search": {"num_candidate_programs": 20}}
+    pipeline = OptimizationPipeline(
+        AsyncClassifier(), lm=offline_lm(latency=0.05), enable_tracking=False, max_concurrency=8
+    )
+    result = await pipeline.run_optimization(
+        {
+            "target": {"id": "x"},
+            "algorithms": [algorithm],
+            "optimizer_settings": {algorithm: settings[algorithm]},
+            "constraints": {"max_optimization_time": 3},
+        },
+        training_data=colours(150),
+    )
+    assert result.status == "budget_exhausted"
+    assert result.optimization_details["trials"]
+    assert not any("before any candidate was scored" in item for item in result.warnings)
+
+
+async def test_what_the_judge_takes_is_kept_for_the_winner_too():
+    judge = offline_lm()
+
+    def judged(example, prediction, trace=None):
+        with dspy.context(lm=judge):
+            dspy.Predict("colour -> verdict")(colour=prediction.colour)
+        return example.colour == prediction.colour
+
+    pipeline = OptimizationPipeline(
+        AsyncClassifier(), judged, lm=offline_lm(), enable_tracking=False, max_concurrency=2
+    )
+    tests = len(colours(60).split(seed=0).test)
+    result = await pipeline.run_optimization(
+        request(constraints={"max_lm_calls": 8 * tests}, settings={**QUICK, "num_trials": 12}),
+        training_data=colours(60),
+    )
+    assert result.status == "budget_exhausted"
+    assert result.spend.calls <= 8 * tests
+    assert result.comparison.examples == tests

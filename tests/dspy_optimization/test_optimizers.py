@@ -299,3 +299,69 @@ def test_what_cannot_be_frozen_is_said():
         asyncio.run(optimize("miprov2", freeze=["nothing"]))
     with pytest.raises(ConfigurationError, match="copro can't keep parts"):
         asyncio.run(optimize("copro", freeze=["demos"]))
+
+
+async def test_one_optimizer_leaves_the_next_its_tolerance():
+    """copro ends at the first failed call, which DSPy would score 0; what follows it tolerates some again."""
+    lm, failures = offline_lm(num_retries=0), []
+
+    def follow(event):
+        if event.kind == "step_finished" or failures:
+            return
+        if event.kind == "trial_finished" and event.trial == 7:  # copro's last; labeled_few_shot begins
+            failures.append(1)
+            lm.engine.error_rate = 0.04
+
+    pipeline = OptimizationPipeline(
+        AsyncClassifier(), lm=lm, enable_tracking=False, on_event=follow, max_concurrency=2
+    )
+    result = await pipeline.run_optimization(
+        {
+            "target": {"id": "x"},
+            "algorithms": ["copro", "labeled_few_shot"],
+            "optimizer_settings": {"copro": SMALL["copro"]},
+            "constraints": {"max_error_rate": 0.5},
+        },
+        training_data=colours(60),
+    )
+    assert failures
+    assert result.status == "completed"
+
+
+async def test_what_gepa_evaluates_of_the_training_split_is_no_trial():
+    """Its minibatches are as large as the validation split here."""
+    events = []
+    pipeline = OptimizationPipeline(
+        AsyncClassifier(), lm=offline_lm(), enable_tracking=False, on_event=events.append
+    )
+    rows = colours(60).rows()
+    result = await pipeline.run_optimization(
+        {
+            "target": {"id": "x"},
+            "algorithms": ["gepa"],
+            "optimizer_settings": {
+                "gepa": {"auto": None, "max_metric_calls": 80, "reflection_minibatch_size": 6}
+            },
+        },
+        training_data=rows[:30],
+        validation_data=rows[30:36],
+        test_data=rows[36:],
+    )
+    assert len(result.optimization_details["trials"]) <= 3
+
+
+async def test_a_tie_is_not_won_by_rounding():
+    """A metric that knows no candidate: 2 of 3 examples succeed, whatever the program says."""
+
+    def metric(example, prediction, trace=None):
+        return int(example.thing.split()[-1]) % 3 != 0
+
+    for seed in range(3):
+        pipeline = OptimizationPipeline(
+            AsyncClassifier(), metric, lm=offline_lm(), enable_tracking=False, seed=seed
+        )
+        result = await pipeline.run_optimization(
+            {"target": {"id": "x"}, "algorithms": ["copro"], "optimizer_settings": {"copro": SMALL["copro"]}},
+            training_data=colours(60),
+        )
+        assert program_state(result.program) == program_state(AsyncClassifier())

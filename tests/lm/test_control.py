@@ -2,12 +2,14 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 import copy
 import threading
 import time
 
 import dspy
+import pydantic
 import pytest
 from dspy.lm15 import Message, RateLimitError, Response, Usage
 
@@ -322,3 +324,121 @@ def test_stages_within_stages_count_once():
         dspy.Predict("question -> answer")(question="c")
     assert {name: spend.calls for name, spend in meter.by_stage().items()} == {"trials": 2, "judge": 1}
     assert meter.total.calls == 3
+
+
+async def test_a_synchronous_call_in_the_event_loop_never_waits_for_it():
+    """It would wait for places and answers that only the loop could give."""
+    engine = Engine(seconds=0.05, fail=[RateLimitError("slow down", status=429, retry_after=0.01)])
+    control, meter = under(Amount(calls=100), concurrency=4)
+    program = dspy.Predict("question -> answer")
+
+    async def both(number):
+        await program.acall(question=f"a{number}")
+        return program(question=f"b{number}")
+
+    with meter.stage("trials"), dspy.context(lm=control.manage(lm_of(engine))):
+        await asyncio.wait_for(asyncio.gather(*(both(number) for number in range(12))), 30)
+    assert meter.total.calls == 24
+    assert control.limits["own/model"].in_flight == 0
+
+
+@both_ways
+async def test_a_cap_holds_for_programs_with_callbacks_of_their_own(threads):
+    control, meter = under(Amount(calls=5))
+    guard, engine = Guard(control.reserve_unmanaged), Engine()
+    lm = control.manage(lm_of(engine))
+    watched = dspy.context(lm=lm), meter.stage("trials"), guard.watching()
+    stopped = pytest.raises(SearchStopped)
+    with watched[0], watched[1], watched[2], dspy.context(callbacks=[]), stopped:
+        await ask_all(12, threads=threads)
+    assert engine.calls == 5
+    assert guard.stopped.reason == "call_limit"
+
+
+class Silent(Engine):
+    """A provider that tells no usage."""
+
+    def end(self, request):
+        answer = super().end(request)
+        return Response(
+            id=None, model=request.model, message=answer.message, finish_reason="stop", usage=Usage()
+        )
+
+
+@pytest.mark.parametrize("how", ["no usage", "no history"])
+async def test_what_cannot_be_counted_counts_as_the_most_that_it_can_be(how):
+    control, meter = under(Amount(tokens=3000))
+    guard = Guard(control.reserve_unmanaged)
+    engine = Silent() if how == "no usage" else Engine()
+    off = dspy.context(disable_history=True) if how == "no history" else contextlib.nullcontext()
+    lm, stopped = control.manage(lm_of(engine, max_tokens=500)), pytest.raises(SearchStopped)
+    with meter.stage("trials"), guard.watching(), dspy.context(lm=lm), off, stopped:
+        await ask_all(30)
+    assert 0 < engine.calls <= 3000 / 500
+
+
+def test_a_schema_and_the_models_own_settings_are_in_the_most_that_a_call_can_take():
+    class Large(pydantic.BaseModel):
+        value: str = pydantic.Field(description="x" * 5000)
+
+    control, _ = under(Amount(tokens=10))
+    lm = lm_of(Engine())
+    plain = control.most(lm, "hello", None, {}).tokens
+    assert control.most(lm, "hello", None, {"response_format": Large}).tokens > plain + 10_000
+    lm.kwargs["tools"] = "y" * 7000
+    assert control.most(lm, "hello", None, {}).tokens > plain + 7000
+    lm.kwargs["api_key"] = "k" * 7000
+    assert control.most(lm, "hello", None, {}).tokens < plain + 8000
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
+    assert control.most(lm, None, image, {}).tokens > 20_000
+
+
+def test_a_provider_that_wants_to_rest_for_hours_is_asked_again_after_a_minute():
+    limit = AdaptiveLimit(4)
+    limit.refused(time.monotonic(), 7200.0)
+    assert 55 < limit.pause() <= 60
+
+
+class Legacy(dspy.BaseLM):
+    """A user's own class, which retries by itself and of which DSPy caches nothing."""
+
+    def __init__(self):
+        super().__init__("own/legacy")
+        self.tried = 0
+
+    def forward(self, prompt=None, messages=None, **kwargs):
+        for _ in range(self.num_retries):
+            self.tried += 1
+            time.sleep(0.05)
+            if self.tried % 2 == 0:
+                return _completion()
+        raise AssertionError("all retries were used")
+
+
+def _completion():
+    from types import SimpleNamespace as Box
+
+    message = Box(content="[[ ## answer ## ]]\nx", tool_calls=None)
+    return Box(choices=[Box(message=message, finish_reason="stop")], usage={}, model="own/legacy")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+async def test_a_users_own_class_keeps_its_retries_and_is_not_held_up():
+    control, _ = under(concurrency=16)
+    lm = control.manage(Legacy())
+    began = time.monotonic()
+    with dspy.context(lm=lm):
+        answers = await ask_all(8, "the same", threads=True)
+    assert [item.answer for item in answers] == ["x"] * 8
+    assert time.monotonic() - began < 8 * 0.1
+
+
+def test_another_process_gets_the_model_without_the_control():
+    import cloudpickle
+
+    control, _ = under()
+    managed = control.manage(dspy.LM("openai/gpt-4o-mini", num_retries=2))
+    copied = cloudpickle.loads(cloudpickle.dumps(managed.copy()))
+    assert type(copied) is dspy.LM
+    assert copied.num_retries == 2
+    assert copy.deepcopy(managed)._control is control

@@ -23,6 +23,18 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """A candidate that was ahead of the fullest scored one when a limit was reached."""
+
+    program: Any
+    gain: float
+    """In mean score, on the examples that both have answered."""
+    examples: int
+    over: float
+    """The other's mean score on all examples that it has answered."""
+
+
+@dataclass(frozen=True)
 class Work:
     """What a search takes at most, for an estimate: runs of the program, LM calls of the proposer.
 

@@ -14,10 +14,13 @@ async def compile_in_thread(task: SearchTask, compile_: Callable[[], Any]) -> An
 
     DSPy scores a failed LM call 0: here the first that stays failed after its retries ends the search.
     """
+    watcher, usual = _Watcher(task), task.guard.outage_after
     task.guard.outage_after = 1
-    watcher = _Watcher(task)
-    with dspy.context(callbacks=[*dspy.settings.callbacks, watcher]):
-        program = await task.in_thread(compile_)
+    try:
+        with dspy.context(callbacks=[*dspy.settings.callbacks, watcher]):
+            program = await task.in_thread(compile_)
+    finally:
+        task.guard.outage_after = usual
     await task.score(program, task.validation.examples, full=True)
     assert task.best is not None
     return task.best.program
@@ -37,19 +40,23 @@ class _Watcher(BaseCallback):
 
     def __init__(self, task: SearchTask) -> None:
         self._task = task
-        self._open: dict[str, tuple[Any, int]] = {}
+        self._whole = {id(item.dspy) for item in task.validation}
+        self._open: dict[str, Any] = {}
 
     def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         devset = inputs.get("devset") or instance.devset
-        self._open[call_id] = inputs["program"].deepcopy(), len(devset)
+        if {id(item) for item in devset} == self._whole:
+            self._open[call_id] = inputs["program"].deepcopy()
 
     def on_evaluate_end(
         self, call_id: str, outputs: Any | None, exception: BaseException | None = None
     ) -> None:
-        program, size = self._open.pop(call_id)
-        if exception is None and outputs is not None and size == len(self._task.validation):
-            self._task.from_thread(lambda: self._told(program, outputs.score / 100, size))
+        program = self._open.pop(call_id, None)
+        if program is not None and exception is None and outputs is not None:
+            # DSPy rounds its own sum: a tie would be won by rounding.
+            scores = [float(score) for *_, score in outputs.results]
+            self._task.from_thread(lambda: self._told(program, sum(scores) / len(scores)))
 
-    async def _told(self, program: Any, score: float, size: int) -> None:
-        self._task.report(program, score, size, full=True)
+    async def _told(self, program: Any, score: float) -> None:
+        self._task.report(program, score, len(self._task.validation), full=True)
         await self._task.durable()

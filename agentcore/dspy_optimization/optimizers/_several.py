@@ -28,8 +28,13 @@ class Several:
         for optimizer in self.optimizers:
             before = len(task.trials)
             await optimizer.optimize(task.part(optimizer.name))
-            own = [trial for trial in task.trials[before:] if trial.full]
-            scores[optimizer.name] = max((trial.score for trial in own), default=0.0)
+            own = max(
+                task.trials[before:],
+                key=lambda item: (not item.stopped, item.examples, item.score, -item.number),
+            )
+            # An optimizer may validate on a part: compared is what all of them are scored on.
+            whole = task.validation.examples
+            scores[optimizer.name] = await task.score(own.program, whole, full=True)
             task.details["algorithms"] = {
                 "best_validation_score": dict(scores),
                 "winner": max(scores, key=lambda name: scores[name]),

@@ -13,7 +13,7 @@ import dspy
 from agentcore._threads import run_in_thread, start_in_thread
 from agentcore.data import Dataset, Example
 from agentcore.dspy_optimization._frozen import Frozen
-from agentcore.dspy_optimization.optimizers._base import Trial
+from agentcore.dspy_optimization.optimizers._base import Lead, Trial
 from agentcore.errors import AgentCoreError, LMUnavailableError, MetricError, first_line
 from agentcore.evaluation import EvaluationReport, Score, ScoredMetric, call_program
 from agentcore.lm import Guard, SearchStopped
@@ -88,6 +88,8 @@ class SearchTask:
     prefix: str = ""
     """Keeps apart the steps of several optimizers in one search."""
     trials: list[Trial] = field(default_factory=list)
+    leads: list[Callable[[], Lead | None]] = field(default_factory=list)
+    """Of optimizers that can tell who is ahead before anything is fully scored."""
     details: dict[str, Any] = field(default_factory=dict)
     """What else the optimizer has to tell of its search, JSON values only."""
     _loop: asyncio.AbstractEventLoop = field(init=False, repr=False)
@@ -97,8 +99,13 @@ class SearchTask:
 
     @property
     def best(self) -> Trial | None:
-        """A full evaluation beats any part of one, and of equals the first is best."""
-        return max(self.trials, key=lambda trial: (trial.full, trial.score, -trial.number), default=None)
+        """A full evaluation beats any part of one, what racing stopped beats nothing else, and of equals the
+        first is best."""
+        return max(
+            self.trials,
+            key=lambda trial: (trial.full, not trial.stopped, trial.score, -trial.number),
+            default=None,
+        )
 
     def part(self, name: str) -> "SearchTask":
         """This search for one of several optimizers; trials and results are shared."""
@@ -126,7 +133,8 @@ class SearchTask:
     def report(
         self, program: Any, score: float, examples: int, *, full: bool, stopped: bool = False
     ) -> Trial:
-        """Count a trial."""
+        """Count a trial. Beside other optimizers only what all of them are scored on is full."""
+        full = full and (not self.prefix or examples == len(self.validation))
         trial = Trial(len(self.trials), program.deepcopy(), score, full, examples, stopped)
         self.trials.append(trial)
         self.host.on_trial(trial)

@@ -23,7 +23,7 @@ class BootstrapRandomSearchSettings(BaseModel):
     num_candidate_programs: int = Field(default=16, ge=1)
     """Besides the program as given, the one with labels only and the one from the unshuffled examples."""
     racing: bool = True
-    racing_level: float = Field(default=0.1, gt=0, lt=0.5)
+    racing_level: float = Field(default=0.2, gt=0, lt=0.5)
     """See `agentcore.dspy_optimization.search.Race`."""
 
 
@@ -61,7 +61,9 @@ class BootstrapRandomSearch:
                 for number, plan in enumerate(plans)
             ]
         settings, size = self._settings, len(task.validation)
-        race = Race(task, task.validation.examples, settings.racing_level if settings.racing else 0)
+        # What is looked at first must not come sorted.
+        order = random.Random(task.seed).sample(list(task.validation), size)
+        race = Race(task, order, settings.racing_level if settings.racing else 0)
         programs = [task.program, *(task.restored(_with(task.program, made.result())) for made in sets[1:])]
         entered = await race.enter(programs)
         new = list({item.number: item for item in entered}.values())
