@@ -28,6 +28,8 @@ class Budget:
         self._tests = tests
         self._needed = Amount(0, 0, 0.0)
         self._judged = Amount(0, 0, 0.0)
+        self._taken: dict[str, tuple[int, Amount]] = {}
+        """Examples and what they took, by candidate."""
 
     def check_baseline(self) -> None:
         """Raise `ConfigurationError` where the caps can't even pay for measuring baseline and winner."""
@@ -48,7 +50,12 @@ class Budget:
         if not self.caps:
             return
         self._judged = Amount.of(judged).plus(Amount(judged.cache_hits)).times(1 / len(baseline))
-        self._keep(baseline)
+        measured = [record for record in baseline if record.failed != "lm"] or list(baseline)
+        total = Amount(0, 0, 0.0)
+        for record in measured:
+            total = total.plus(_amount(record))
+        self._taken["baseline"] = len(measured), total
+        self._keep()
         if begun:
             return
         left = self.ledger.left()
@@ -56,10 +63,13 @@ class Budget:
             if rest is not None and rest <= (needed or 0):
                 raise self.too_little(f"measuring the winner takes about {_text(self._needed)}")
 
-    def learn(self, records: Sequence[ExampleRecord]) -> None:
-        """A candidate was measured: the winner may be as costly."""
-        if self.caps and records:
-            self._keep(records)
+    def learn(self, candidate: str, record: ExampleRecord) -> None:
+        """A candidate has answered an example: the winner may be as costly."""
+        if not self.caps or record.failed == "lm":
+            return
+        count, total = self._taken.get(candidate, (0, Amount(0, 0, 0.0)))
+        self._taken[candidate] = count + 1, total.plus(_amount(record))
+        self._keep()
 
     def begin_winner(self) -> None:
         self.ledger.kept = Amount()
@@ -83,21 +93,25 @@ class Budget:
         given = ", ".join(f"{name}={value:g}" for name, value in named.items() if value is not None)
         return ConfigurationError(f"{given} leaves nothing for the search: {why}")
 
-    def _keep(self, records: Sequence[ExampleRecord]) -> None:
-        each = [record for record in records if record.failed != "lm"] or records
-        factor = _MARGIN * self._tests / len(each)
-        judge = self._judged.times(self._tests)
-        calls = sum(record.lm_calls + record.cache_hits for record in each) * factor / _MARGIN
-        tokens = sum(record.input_tokens + record.output_tokens for record in each) * factor
-        usd = sum(record.cost_usd or 0.0 for record in each) * factor
-        calls += judge.calls or 0
-        tokens += (judge.tokens or 0) * _MARGIN
-        usd += (judge.usd or 0) * _MARGIN
-        before = self._needed
-        self._needed = Amount(
-            max(before.calls or 0, calls), max(before.tokens or 0, tokens), max(before.usd or 0, usd)
-        )
-        self.ledger.kept = self._needed
+    def _keep(self) -> None:
+        """Keep what the costliest of all so far would take on the test split, and its judging."""
+        means = [total.times(1 / count) for count, total in self._taken.values()]
+        calls, tokens, usd = (max(values) for values in zip(*map(_numbers, means), strict=True))
+        # Calls per example differ less than tokens do: the caps may be tight in calls.
+        each = Amount(calls, tokens * _MARGIN, usd * _MARGIN).plus(self._judged)
+        self._needed = self.ledger.kept = each.times(self._tests)
+
+
+def _amount(record: ExampleRecord) -> Amount:
+    return Amount(
+        record.lm_calls + record.cache_hits,
+        record.input_tokens + record.output_tokens,
+        record.cost_usd or 0.0,
+    )
+
+
+def _numbers(amount: Amount) -> tuple[float, float, float]:
+    return amount.calls or 0.0, amount.tokens or 0.0, amount.usd or 0.0
 
 
 def _values(amount: Amount) -> tuple[float | None, ...]:

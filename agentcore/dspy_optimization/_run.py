@@ -257,6 +257,8 @@ class Run:
             self.progress.done += 1
             if measured is not None:
                 measured[record.index] = record
+            if evaluation not in (BASELINE, WINNER):
+                self.budget.learn(candidate, record)
             self.emit(
                 ExampleMeasured,
                 evaluation=evaluation,

@@ -212,7 +212,6 @@ class Search:
         )
         for record in report.records:
             self._results[evaluation, candidate, record.digest] = record
-        self.budget.learn(report.records)
         return report
 
     async def durable(self) -> None:
