@@ -1,9 +1,10 @@
 """Language models: resolving, metering, stopping, and the offline engine."""
 
+from agentcore.lm._control import Control
 from agentcore.lm._guard import LIMITS, Guard, SearchStopped, StopReason, is_lm_failure
 from agentcore.lm._ledger import Amount, Ledger
 from agentcore.lm._logs import redacted_logs
-from agentcore.lm._managed import Control, unmanaged
+from agentcore.lm._managed import unmanaged
 from agentcore.lm._meter import CallRecord, Meter, Spend, collect_spend
 from agentcore.lm._prices import Price, Prices, parse_prices, price_of
 from agentcore.lm._resolve import OFFLINE_LM, OFFLINE_NOTE, is_offline, lm_secrets, offline_lm, resolve_lm
