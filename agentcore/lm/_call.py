@@ -179,6 +179,8 @@ class Call:
         self, error: BaseException, place: "Future[None]", reservation: Reservation, began: float | None
     ) -> float | None:
         """Seconds until the next attempt, None where there is none."""
+        if began is not None and not isinstance(error, Exception):
+            self.control.ledger.assume(self.most)  # cancelled in flight: the provider may bill it
         reservation.give_back()
         overloaded = isinstance(error, _OVERLOADED)
         hint = getattr(error, "retry_after", None)

@@ -68,7 +68,9 @@ async def test_random_budgets_are_never_exceeded(name, unlimited):
             continue
         ended.add(result.status)
         assert within(result, {name: cap}), (name, cap, result.spend)
-        assert result.spend.calls == lm.engine.calls
+        # What was in flight when the cap was reached was cancelled: asked, and not answered.
+        assert 0 <= lm.engine.calls - result.spend.calls <= 8
+        assert name != "max_lm_calls" or lm.engine.calls <= cap
         assert result.program is not None
         assert result.optimized_performance.quality_score is not None
     assert "budget_exhausted" in ended
