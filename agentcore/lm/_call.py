@@ -27,7 +27,7 @@ _RATE_RETRIES = 6
 _SLICE = 0.5
 _OVERLOADED = (dspy.LMRateLimitError, dspy.LMTimeoutError)
 
-asking: ContextVar["Call"] = ContextVar("agentcoreasking")
+asking: ContextVar["Call"] = ContextVar("agentcore_asking")
 
 
 class Call:

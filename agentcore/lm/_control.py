@@ -77,8 +77,7 @@ class Control:
         texts += [_text_of(value) for value in merged.values()]
         images = sum(text.count(mark) for text in texts for mark in _NO_TEXT)
         taken = (most_input_tokens(texts) + images * _MOST_OF_AN_IMAGE) * choices
-        given = (kwargs.get(name) for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"))
-        told = next((int(value) for value in given if value is not None), None) or most_output_tokens(lm)
+        told = most_output_tokens(lm, kwargs)
         if told is None:
             raise ConfigurationError(
                 f"how long an answer of {lm.model} can be is not known: {sorted(merged)}"
@@ -93,8 +92,6 @@ class Control:
         Raises:
             CapReached: the call could go over a cap. It can't wait until others have made room.
         """
-        if isinstance(lm, Managed):
-            return _nothing
         kwargs = inputs.get("kwargs") or {}
         try:
             most = self.most(lm, inputs.get("prompt"), inputs.get("messages"), kwargs)
@@ -129,7 +126,3 @@ def _text_of(value: Any) -> str:
     if isinstance(value, type) and callable(schema):
         return 2 * json.dumps(schema(), default=str)  # strict mode adds to it
     return json.dumps(value, default=str, ensure_ascii=False)
-
-
-def _nothing() -> None:
-    pass

@@ -59,12 +59,12 @@ def price_of(lm: Any, prices: Prices) -> Price | None:
     return Price(1e6 * found["input_cost_per_token"], 1e6 * found["output_cost_per_token"])
 
 
-def most_output_tokens(lm: Any) -> int | None:
-    """How many tokens an answer can have; None where neither the LM nor litellm's table says."""
-    given = getattr(lm, "kwargs", None) or {}
-    for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-        if given.get(name) is not None:
-            return int(given[name])
+def most_output_tokens(lm: Any, asked: Mapping[str, Any] | None = None) -> int | None:
+    """How many tokens an answer can have, says the call, the LM or litellm's table; None where none does."""
+    for given in (asked or {}, getattr(lm, "kwargs", None) or {}):
+        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+            if given.get(name) is not None:
+                return int(given[name])
     most = _listed(str(lm.model)).get("max_output_tokens")
     return None if most is None else int(most)
 
