@@ -3,6 +3,7 @@
 import asyncio
 import math
 import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -59,7 +60,8 @@ class Search:
         self.best: Trial | None = None
         self.points: list[TrialPoint] = []
         self.start_clock: Callable[[], None] = lambda: None
-        self._results: dict[tuple[str, str, str], ExampleRecord] = {}
+        self._results: defaultdict[tuple[str, str], dict[str, ExampleRecord]] = defaultdict(dict)
+        """By evaluation and candidate, then by example."""
         self._task: SearchTask | None = None
         self._began: float | None = None
         self._before = history.search_seconds
@@ -192,8 +194,9 @@ class Search:
     ) -> EvaluationReport:
         candidate = await run_in_thread(lambda: state_digest(program))
         known = self.history.records(evaluation, candidate, examples)
+        results = self._results[evaluation, candidate]
         for index, item in enumerate(examples):
-            record = self._results.get((evaluation, candidate, item.digest))
+            record = results.get(item.digest)
             if record is not None:
                 known[index] = replace(record, index=index)
         if len(known) < len(examples):
@@ -201,17 +204,12 @@ class Search:
         if self.progress.done >= self.progress.total:
             self.progress.done = self.progress.total = 0
         self.progress.total += len(examples)
-        failed = sum(
-            record.failed == "lm"
-            for key, record in self._results.items()
-            if key[:2] == (evaluation, candidate)
-        )
+        failed = sum(record.failed == "lm" for record in results.values())
         allowed = math.floor(self.constraints.max_error_rate * len(self.job.splits.validation) + 1e-9)
         report = await self.measure(
             evaluation, candidate, program, examples, known, tolerated=max(0, allowed - failed)
         )
-        for record in report.records:
-            self._results[evaluation, candidate, record.digest] = record
+        results.update((record.digest, record) for record in report.records)
         return report
 
     async def durable(self) -> None:
