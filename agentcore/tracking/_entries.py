@@ -227,12 +227,12 @@ class Entries:
     ) -> list[Draft]:
         rows = [
             {
-                "inputs": item.inputs,
-                "labels": item.labels,
+                "inputs": test[before.index].inputs,
+                "labels": test[before.index].labels,
                 "baseline": before.as_dict(),
                 "optimized": after.as_dict(),
             }
-            for item, before, after in zip(test, baseline.records, optimized.records, strict=True)
+            for before, after in zip(baseline.records, optimized.records, strict=True)
         ]
         content = {
             "success_threshold": baseline.success_threshold,
