@@ -43,6 +43,10 @@ class LMUnavailableError(EvaluationError):
     """The language model can't be reached, or refuses: never turned into a score of 0."""
 
 
+class ExecutorError(AgentCoreError):
+    """The machines that programs should run on can't be reached, or don't keep running."""
+
+
 class TrackingError(AgentCoreError):
     """The MLflow server or its stores can't be reached, or refuse."""
 

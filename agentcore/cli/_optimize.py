@@ -21,6 +21,7 @@ Price = Annotated[
     list[str] | None,
     typer.Option(help="model=input,output: USD per million tokens, before litellm's table; repeatable."),
 ]
+Where = Annotated[str, typer.Option("--executor", help="Where the program runs: local or ray (RAY_ADDRESS).")]
 Experiment = Annotated[
     str | None, typer.Option(help="MLflow experiment (default: MLFLOW_EXPERIMENT_NAME or dspy-optimization).")
 ]
@@ -123,6 +124,7 @@ def optimize(
     price: Price = None,
     max_error_rate: Annotated[float, typer.Option(help="Share of examples that may fail.")] = 0.1,
     max_concurrency: Concurrency = 16,
+    executor: Where = "local",
     seed: Seed = 0,
     experiment: Experiment = None,
     plan: Annotated[
@@ -161,6 +163,7 @@ def optimize(
         seed=seed,
         experiment=experiment,
         max_concurrency=max_concurrency,
+        executor=executor,
         prices=_prices(price),
         start_from=start_from,
         plan=plan,
@@ -182,6 +185,7 @@ def _optimize(
     metric: str | None = None,
     prompt_lm: str | None = None,
     max_concurrency: int = 16,
+    executor: str = "local",
     prices: dict[str, Any] | None = None,
     start_from: str | None = None,
     plan: bool = False,
@@ -217,6 +221,7 @@ def _optimize(
         prompt_lm=prompt_lm,
         mlflow_config=config,
         max_concurrency=max_concurrency,
+        executor=executor,
         on_event=view.event,
         on_progress=view.started,
         seed=seed,
@@ -243,6 +248,7 @@ def resume(
     lm: Annotated[str | None, typer.Option(help="The model, where the run was given an object.")] = None,
     price: Price = None,
     max_concurrency: Concurrency = 16,
+    executor: Where = "local",
     experiment: Experiment = None,
 ) -> None:
     """Go on with an optimization that was killed, stopped, or failed: nothing is paid for twice."""
@@ -256,6 +262,7 @@ def resume(
         lm=lm,
         mlflow_config=config,
         max_concurrency=max_concurrency,
+        executor=executor,
         prices=_prices(price),
         on_event=view.event,
         on_progress=view.started,

@@ -31,7 +31,16 @@ from agentcore.errors import (
     first_line,
     redact,
 )
-from agentcore.evaluation import EvaluationReport, ExampleRecord, Limits, compare, evaluate
+from agentcore.evaluation import (
+    EvaluationReport,
+    ExampleRecord,
+    Executor,
+    Limits,
+    Local,
+    Place,
+    compare,
+    evaluate,
+)
 from agentcore.journal import (
     BaselineMeasured,
     Event,
@@ -72,6 +81,7 @@ class Run:
         prices: Prices,
         on_event: EventSink | None,
         on_progress: Callable[[Progress], None] | None,
+        executor: Executor,
         resumed: Unfinished | None = None,
     ) -> None:
         self.job = job
@@ -81,6 +91,8 @@ class Run:
         self.gate = asyncio.Semaphore(max_concurrency)
         self.history = resumed.history if resumed else History()
         self.resumed = resumed is not None
+        self.executor = executor
+        self.place: Place = Local()
         self.progress = Progress(meter=Meter(prices))
         self.progress.meter.start_from(self.history.spend)
         self.budget = Budget(self.constraints, self.progress.meter, max_concurrency, len(job.splits.test))
@@ -107,6 +119,7 @@ class Run:
             self.warn,
             self.gate,
             max_concurrency,
+            lambda: self.place,
         )
         self.began = time.monotonic()
         if on_progress:
@@ -126,7 +139,8 @@ class Run:
                 self.tell(started)
                 for message in job.warnings:
                     self.warn(message)
-                return await self.steps()
+                async with self.executor.open(self.max_concurrency) as self.place:
+                    return await self.steps()
         except asyncio.CancelledError:
             if self.recorder.ended:
                 raise
@@ -283,6 +297,7 @@ class Run:
             on_record=count,
             known=known,
             judging=lambda: self.progress.meter.stage("judge"),
+            place=self.place,
         )
         await self.recorder.durable()
         return report

@@ -18,7 +18,7 @@ from agentcore.dspy_optimization._progress import Progress
 from agentcore.dspy_optimization.models import Status
 from agentcore.dspy_optimization.optimizers import SEARCH, SearchTask, Trial
 from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError, first_line
-from agentcore.evaluation import EvaluationReport, ExampleRecord, first_error
+from agentcore.evaluation import EvaluationReport, ExampleRecord, Place, first_error
 from agentcore.journal import CandidateProposed, StepFinished, TrialFinished, TrialPoint
 from agentcore.lm import LIMITS, Guard, SearchStopped, is_lm_failure
 from agentcore.tracking import Entries, program_state
@@ -42,6 +42,7 @@ class Search:
         warn: Callable[[str], None],
         gate: asyncio.Semaphore,
         max_concurrency: int,
+        place: Callable[[], Place],
     ) -> None:
         self.job = job
         self.constraints = job.request.constraints
@@ -55,6 +56,7 @@ class Search:
         self.warn = warn
         self.gate = gate
         self.max_concurrency = max_concurrency
+        self.place = place
         self.steps = history.steps
         self.details: dict[str, Any] = {}
         self.best: Trial | None = None
@@ -180,6 +182,7 @@ class Search:
             host=self,
             gate=self.gate,
             max_concurrency=self.max_concurrency,
+            place=self.place(),
             frozen=job.frozen,
         )
 

@@ -19,7 +19,7 @@ from agentcore.dspy_optimization.models import (
 from agentcore.errors import (
     ConfigurationError,
 )
-from agentcore.evaluation import Metric
+from agentcore.evaluation import Executor, Metric, resolve_executor
 from agentcore.journal import (
     EventSink,
 )
@@ -44,6 +44,8 @@ class OptimizationPipeline:
         mlflow_config: where to track; None reads the environment.
         enable_tracking: False logs nothing anywhere, and keeps nothing that could be resumed.
         max_concurrency: examples in flight at once, all evaluations of one run together.
+        executor: where programs run: `"local"` (default), `"ray"`, or an `agentcore.evaluation.Executor`
+            such as `RayExecutor(address=…)`.
         on_event: called in the event loop with every journal event.
         on_progress: called once with the `Progress` of a run that starts, which may be read at any time.
         seed: of splits, search and resampling.
@@ -63,6 +65,7 @@ class OptimizationPipeline:
         mlflow_config: MLflowConfig | None = None,
         enable_tracking: bool = True,
         max_concurrency: int = 16,
+        executor: Executor | str | None = None,
         on_event: EventSink | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         seed: int = 0,
@@ -80,6 +83,7 @@ class OptimizationPipeline:
         self.mlflow_config = mlflow_config or (MLflowConfig() if enable_tracking else None)
         self.enable_tracking = enable_tracking
         self.max_concurrency = max_concurrency
+        self.executor = resolve_executor(executor)
         self.on_event = on_event
         self.on_progress = on_progress
         self.seed = seed
@@ -271,5 +275,6 @@ class OptimizationPipeline:
             prices=self.prices,
             on_event=self.on_event,
             on_progress=self.on_progress,
+            executor=self.executor,
             resumed=resumed,
         )

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,19 +10,20 @@ from typing import Any, Literal
 import dspy
 from pydantic import BaseModel
 
-from agentcore._threads import run_in_thread
 from agentcore.data import Example
 from agentcore.errors import (
-    AgentCoreError,
+    ConfigurationError,
     DataError,
     EvaluationError,
+    ExecutorError,
     LMUnavailableError,
-    MetricError,
     first_line,
 )
+from agentcore.evaluation._executor import Local, Place, Ran, Runner
+from agentcore.evaluation._first_error import first_error
 from agentcore.evaluation._metric import ScoredMetric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord
-from agentcore.lm import SearchStopped, Spend, collect_spend, is_lm_failure, lm_secrets
+from agentcore.lm import Spend, collect_spend, is_lm_failure, lm_secrets
 
 RecordSink = Callable[[ExampleRecord], None]
 
@@ -58,6 +58,7 @@ async def evaluate(
     on_record: RecordSink | None = None,
     known: Mapping[int, ExampleRecord] | None = None,
     judging: Callable[[], AbstractContextManager[None]] = nullcontext,
+    place: Place | None = None,
 ) -> EvaluationReport:
     """Run `program` on every example, concurrently, and score what it predicts.
 
@@ -73,6 +74,7 @@ async def evaluate(
         on_record: called in the event loop as each example ends, in the order of ending.
         known: records of an earlier evaluation, by index, that are not to be made again.
         judging: entered while the metric runs.
+        place: where the program runs; None for this process.
 
     Raises:
         DataError: no examples.
@@ -83,7 +85,11 @@ async def evaluate(
     if not examples:
         raise DataError("nothing to evaluate: no examples")
     limits = limits or Limits()
-    run = _Run(program, metric, lm, limits, len(examples), on_record or (lambda record: None), judging)
+    with dspy.context(lm=lm):
+        runner = await (place or Local()).prepare(program)
+    run = _Run(
+        program, runner, metric, lm, limits, len(examples), on_record or (lambda record: None), judging
+    )
     known = known or {}
     run.records += known.values()
     pending = iter([(index, item) for index, item in enumerate(examples) if index not in known])
@@ -99,30 +105,11 @@ async def evaluate(
     )
 
 
-def has_own_aforward(program: Any) -> bool:
-    """Whether `aforward` does what `forward` does: defined in the same class, or in one derived from it.
-
-    A subclass that overrides `forward` alone inherits an `aforward` which knows nothing of it.
-    """
-    for kind in type(program).__mro__:
-        if "aforward" in vars(kind):
-            return True
-        if "forward" in vars(kind):
-            return False
-    return False
-
-
-async def call_program(program: Any, inputs: Mapping[str, Any]) -> Any:
-    """A program's prediction: awaited where it has an `aforward` of its own, else made in a daemon thread."""
-    if has_own_aforward(program):
-        return await program.acall(**inputs)
-    return await run_in_thread(lambda: program(**inputs))
-
-
 class _Run:
     def __init__(
         self,
         program: Any,
+        runner: Runner,
         metric: ScoredMetric,
         lm: Any,
         limits: Limits,
@@ -130,7 +117,7 @@ class _Run:
         on_record: RecordSink,
         judging: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self.program = program
+        self.runner = runner
         self.metric = metric
         self.lm = lm
         self.secrets = lm_secrets(lm, *(predictor.lm for predictor in program.predictors()))
@@ -155,36 +142,34 @@ class _Run:
         # The metric may ask a judge: its calls are the run's spend, not the program's.
         with dspy.context(lm=self.lm):
             with collect_spend() as sink:
-                started = time.perf_counter()
-                prediction, failure = await self.predict(example)
-                elapsed_ms = (time.perf_counter() - started) * 1000
-            if failure is not None:
-                return self.failed(index, example, failure, sink.spend, elapsed_ms)
+                ran = await self.predict(example)
+            if isinstance(ran, Exception):
+                return self.failed(index, example, ran, sink.spend)
             with self.judging():
-                score = await self.metric.score(example.dspy, prediction)
-        return _record(index, example, sink.spend, elapsed_ms, prediction=prediction, score=score)
+                score = await self.metric.score(example.dspy, ran.prediction)
+        return _record(index, example, sink.spend, ran=ran, score=score)
 
-    async def predict(self, example: Example) -> tuple[Any, Exception | None]:
+    async def predict(self, example: Example) -> Ran | Exception:
         try:
-            return await call_program(self.program, example.inputs), None
+            return await self.runner(example.inputs)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
             # The program's own: a task group would drop the example without a word.
-            return None, RuntimeError(f"the program raised CancelledError: {error}")
+            return RuntimeError(f"the program raised CancelledError: {error}")
+        except (ConfigurationError, ExecutorError):
+            raise  # no example's fault
         except Exception as error:  # noqa: BLE001 - a failed example is data
-            return None, error
+            return error
 
-    def failed(
-        self, index: int, example: Example, error: Exception, spend: Spend, elapsed_ms: float
-    ) -> ExampleRecord:
+    def failed(self, index: int, example: Example, error: Exception, spend: Spend) -> ExampleRecord:
         kind: Literal["lm", "program"] = "lm" if is_lm_failure(error) else "program"
         if kind == "lm" or not self.only_lm_failures:
             self.errors.append((index, error))
         if len(self.errors) > self.tolerated:
             self.give_up()
-        return _record(index, example, spend, elapsed_ms, error=self.describe(error), failed=kind)
+        return _record(index, example, spend, error=self.describe(error), failed=kind)
 
     def give_up(self) -> None:
         shown = "; ".join(f"example {index + 1}: {self.describe(error)}" for index, error in self.errors[:3])
@@ -205,9 +190,8 @@ def _record(
     index: int,
     example: Example,
     spend: Spend,
-    elapsed_ms: float,
     *,
-    prediction: Any = None,
+    ran: Ran | None = None,
     score: Any = None,
     error: str | None = None,
     failed: Literal["lm", "program"] | None = None,
@@ -216,10 +200,10 @@ def _record(
     return ExampleRecord(
         index=index,
         digest=example.digest,
-        prediction=None if prediction is None else _as_dict(prediction),
+        prediction=None if ran is None or ran.prediction is None else _as_dict(ran.prediction),
         score=score.value if score else 0.0 if failed == "program" else None,
         feedback=score.feedback if score else None,
-        latency_ms=None if only_cache or failed else elapsed_ms,
+        latency_ms=None if only_cache or ran is None else ran.seconds * 1000,
         input_tokens=spend.input_tokens,
         output_tokens=spend.output_tokens,
         cost_usd=spend.cost_usd,
@@ -246,21 +230,3 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, BaseModel):
         return _jsonable(value.model_dump())
     return str(value)
-
-
-def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to show of several: a stop, then a metric's, then whichever came first."""
-    leaves = list(_leaves(errors))
-    for kind in (SearchStopped, MetricError, AgentCoreError):
-        for leaf in leaves:
-            if isinstance(leaf, kind):
-                return leaf
-    return leaves[0]
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

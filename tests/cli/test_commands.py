@@ -287,6 +287,13 @@ def test_an_unreachable_server_is_one_line(workplace, inside):
     )
 
 
+def test_a_place_to_run_that_is_not_there_is_one_line(inside):
+    pytest.importorskip("ray", reason="Ray has no wheel for this Python")
+    is_one_line(inside(*OPTIMIZE, "--executor", "dask"), "no executor 'dask': use 'local', 'ray'")
+    done = inside(*OPTIMIZE, "--executor", "ray", RAY_ADDRESS="127.0.0.1:9")
+    is_one_line(done, "the Ray cluster at 127.0.0.1:9 can't be reached or started", code=3)
+
+
 def test_a_malformed_environment_file_is_one_line(workplace, inside):
     (workplace / ".env.mlflow").write_text("MLFLOW_TRACKING_URI=http://127.0.0.1:9\nnonsense here\n")
     is_one_line(inside("runs"), ".env.mlflow, line 2: expected NAME=value")

@@ -15,7 +15,7 @@ from agentcore.data import Dataset, Example
 from agentcore.dspy_optimization._frozen import Frozen
 from agentcore.dspy_optimization.optimizers._base import Lead, Trial
 from agentcore.errors import AgentCoreError, LMUnavailableError, MetricError, first_line
-from agentcore.evaluation import EvaluationReport, Score, ScoredMetric, call_program
+from agentcore.evaluation import EvaluationReport, Local, Place, Score, ScoredMetric
 from agentcore.lm import Guard, SearchStopped
 
 T = TypeVar("T")
@@ -83,6 +83,8 @@ class SearchTask:
     gate: asyncio.Semaphore
     """Held while a program or a proposal runs: the run's limit of what is in flight."""
     max_concurrency: int
+    place: Place = field(default_factory=Local)
+    """Where candidates run; what an optimizer of DSPy's runs by itself runs in this process."""
     frozen: Frozen = field(default_factory=Frozen)
     """What must stay as it is in `program`."""
     prefix: str = ""
@@ -160,8 +162,9 @@ class SearchTask:
         trace: list[Any] = []
         async with self.gate:
             self.guard.check()
-            with self.host.stage("bootstrap"), dspy.context(trace=trace, lm=self.lm):
-                return await call_program(program, example.inputs), trace
+            with self.host.stage("bootstrap"), dspy.context(lm=self.lm):
+                run = await self.place.prepare(program)
+                return (await run(example.inputs, trace=trace)).prediction, trace
 
     async def scored(self, example: Any, prediction: Any, *more: Any) -> Score:
         """The metric's checked score of a prediction; `more` is DSPy's trace, GEPA's predictor and its trace.

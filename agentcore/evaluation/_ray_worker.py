@@ -1,0 +1,239 @@
+"""What runs on a Ray worker: programs, whose LM calls the driver makes."""
+
+import asyncio
+import itertools
+import platform
+import threading
+from collections import OrderedDict
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from importlib.metadata import version
+from typing import Any
+
+import cloudpickle
+import dspy
+from dspy.utils.callback import BaseCallback
+
+from agentcore.errors import first_line
+from agentcore.evaluation._executor import Ran, call_program
+from agentcore.evaluation._ray_wire import Answer, Model, Outcome, Question, dump_error, load
+
+_KEPT_PROGRAMS = 16
+"""A search works on some candidates at once; what is asked for again is sent again."""
+
+
+def versions() -> dict[str, str]:
+    """Of what a driver and its workers must have in common."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, "dspy": version("dspy"), "agentcore": version("agentcore")}
+
+
+class Stopped(BaseException):
+    """The driver has given the example up. A BaseException: DSPy takes an `Exception` for a bad answer."""
+
+
+class UnknownModel(BaseException):
+    """The program made a model of its own while it ran, which no account and no cap would know of."""
+
+
+class WorkerLM(dspy.BaseLM):
+    """Stands for a model that the driver has: the same name, settings and abilities."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__(model.name, model.type, cache=model.cache)
+        self.kwargs = dict(model.kwargs)
+        self._given = model
+
+    @property
+    def supports_function_calling(self) -> bool:
+        return bool(self._given.abilities["supports_function_calling"])
+
+    @property
+    def supports_reasoning(self) -> bool:
+        return bool(self._given.abilities["supports_reasoning"])
+
+    @property
+    def supports_response_schema(self) -> bool:
+        return bool(self._given.abilities["supports_response_schema"])
+
+    @property
+    def supported_params(self) -> set[str]:
+        return set(self._given.abilities["supported_params"])
+
+    @property
+    def supports_decision_requests(self) -> bool:
+        return bool(self._given.abilities["supports_decision_requests"])
+
+    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        return self._ask(True, prompt, messages, kwargs).result()
+
+    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+        return await asyncio.wrap_future(self._ask(False, prompt, messages, kwargs))
+
+    def _ask(self, blocking: bool, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> "Future[Any]":
+        example: _Example = dspy.settings.agentcore_example
+        # Programs may copy a model with other settings: what differs goes with the call.
+        changed = {
+            key: value
+            for key, value in self.kwargs.items()
+            if key not in self._given.kwargs or self._given.kwargs[key] != value
+        }
+        if self.cache != self._given.cache:
+            changed["cache"] = self.cache
+        return example.ask(self._given.number, blocking, prompt, messages, {**changed, **kwargs})
+
+
+class _OnlyKnownModels(BaseCallback):
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        raise UnknownModel(
+            f"the program made a model of its own while it ran ({getattr(instance, 'model', instance)}): on "
+            "Ray no cap and no account would know of its calls. Make it in the program's __init__, or pass "
+            "it as lm="
+        )
+
+
+class _Example:
+    """One example that runs here."""
+
+    def __init__(self, worker: "Worker", number: int) -> None:
+        self.worker = worker
+        self.number = number
+        self.stopped = False
+        self.waiting: dict[int, Future[Any]] = {}
+
+    def ask(
+        self, model: int, blocking: bool, prompt: Any, messages: Any, kwargs: dict[str, Any]
+    ) -> "Future[Any]":
+        future: Future[Any] = Future()
+        number = next(self.worker.numbers)
+        self.waiting[number] = future
+        if self.stopped:
+            raise Stopped
+        self.worker.send(Question(number, self.number, model, blocking, prompt, messages, kwargs))
+        return future
+
+    def stop(self) -> None:
+        self.stopped = True
+        for future in list(self.waiting.values()):
+            if not future.done():
+                future.set_exception(Stopped())
+
+
+class Worker:
+    """A Ray actor. Its loop only passes messages; programs have a loop and threads of their own, so that one
+    that blocks does not keep the answer from itself that it waits for.
+    """
+
+    def __init__(self) -> None:
+        self.numbers = itertools.count()
+        self._programs: OrderedDict[str, tuple[Any, dict[str, Any]]] = OrderedDict()
+        self._examples: dict[int, _Example] = {}
+        self._questions: list[Question] = []
+        self._asked = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._programs_loop = asyncio.new_event_loop()
+        threading.Thread(target=self._programs_loop.run_forever, name="programs", daemon=True).start()
+
+    async def hello(self) -> dict[str, str]:
+        self._loop = asyncio.get_running_loop()
+        return versions()
+
+    async def run(self, number: int, digest: str, shipped: bytes, inputs: bytes, tracing: bool) -> Outcome:
+        """Run a program on an example's inputs.
+
+        Args:
+            number: the example's, unique in this worker's life.
+            digest: of `shipped`: program, settings and task model.
+        """
+        try:
+            if digest not in self._programs:
+                self._programs[digest] = load(shipped, WorkerLM)
+                while len(self._programs) > _KEPT_PROGRAMS:
+                    self._programs.popitem(last=False)
+            self._programs.move_to_end(digest)
+            program, settings = self._programs[digest]
+            given = cloudpickle.loads(inputs)
+        except Exception as error:  # noqa: BLE001 - whatever an import of the user's code raises
+            return Outcome(
+                unable=f"{type(error).__name__}: {first_line(error)}. Give the workers the program's code: "
+                "RayExecutor(options={'runtime_env': {'working_dir': '.'}})"
+            )
+        example = self._examples[number] = _Example(self, number)
+        trace: list[Any] | None = [] if tracing else None
+        try:
+            ran = await self._in_programs_loop(self._predict(program, settings, example, given, trace))
+        except asyncio.CancelledError:
+            example.stop()
+            raise
+        except UnknownModel as error:
+            return Outcome(unable=str(error))
+        except BaseException as error:  # noqa: BLE001 - a failed example is data
+            return Outcome(error=dump_error(error), error_number=getattr(error, "agentcore_number", None))
+        finally:
+            del self._examples[number]
+        return _outcome(program, ran, trace)
+
+    async def questions(self) -> list[Question]:
+        """What programs here have asked since the last call; waits until there is something."""
+        await self._asked.wait()
+        self._asked.clear()
+        asked, self._questions = self._questions, []
+        return asked
+
+    async def answer(self, example: int, answer: Answer) -> None:
+        found = self._examples.get(example)
+        future = found.waiting.pop(answer.question, None) if found else None
+        if future is None or future.done():
+            return
+        value = cloudpickle.loads(answer.content)
+        if answer.error_number is None:
+            future.set_result(value)
+        else:
+            value.agentcore_number = answer.error_number
+            future.set_exception(value)
+
+    async def stop(self, number: int) -> None:
+        """Refuse an example every further LM call."""
+        if number in self._examples:
+            self._examples[number].stop()
+
+    def send(self, question: Question) -> None:
+        """From any thread."""
+
+        def add() -> None:
+            self._questions.append(question)
+            self._asked.set()
+
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(add)
+
+    async def _predict(
+        self, program: Any, settings: dict[str, Any], example: _Example, inputs: Any, trace: list[Any] | None
+    ) -> Ran:
+        own = {"agentcore_example": example, "callbacks": [_OnlyKnownModels()]}
+        try:
+            with dspy.context(**settings, **own):
+                return await call_program(program, inputs, trace=[] if trace is None else trace)
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if example.stopped or (task is not None and task.cancelling()):
+                raise
+            # The program's own: it would look like this call's.
+            raise RuntimeError(f"the program raised CancelledError: {error}") from None
+
+    async def _in_programs_loop(self, work: Coroutine[Any, Any, Ran]) -> Ran:
+        ran: Ran = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._programs_loop))
+        return ran
+
+
+def _outcome(program: Any, ran: Ran, trace: list[Any] | None) -> Outcome:
+    places = {id(predictor): place for place, predictor in enumerate(program.predictors())}
+    known = [(places[id(item[0])], *item[1:]) for item in trace or [] if id(item[0]) in places]
+    try:
+        return Outcome(
+            prediction=cloudpickle.dumps(ran.prediction),
+            seconds=ran.seconds,
+            trace=None if trace is None else cloudpickle.dumps(known),
+        )
+    except Exception as error:  # noqa: BLE001 - a prediction may hold anything
+        return Outcome(error=dump_error(TypeError(f"the prediction can't be sent from its worker: {error}")))
