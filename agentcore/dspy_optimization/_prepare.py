@@ -26,7 +26,7 @@ from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceM
 from agentcore.dspy_optimization.optimizers import Optimizer, Several, make_optimizer
 from agentcore.errors import ConfigurationError, DataError
 from agentcore.evaluation import ExactMatch, Metric, ScoredMetric, resolve_metric
-from agentcore.lm import OFFLINE_NOTE, is_offline, lm_secrets, resolve_lm
+from agentcore.lm import OFFLINE_NOTE, is_offline, lm_secrets, remembering, resolve_lm
 from agentcore.settings import Settings, explain
 
 _CONNECTION = re.compile(r"key|token|secret|header|api_|base_url|password", re.IGNORECASE)
@@ -69,7 +69,8 @@ class Job:
     def context(self) -> Iterator[None]:
         """DSPy's settings for this job's LM calls."""
         # ReAct's asynchronous tools run while DSPy's own optimizers call the program synchronously.
-        with dspy.context(lm=self.lm, allow_tool_async_sync_conversion=True):
+        adapter = remembering(dspy.settings.adapter)
+        with dspy.context(lm=self.lm, adapter=adapter, allow_tool_async_sync_conversion=True):
             yield
 
     def params(self) -> dict[str, Any]:

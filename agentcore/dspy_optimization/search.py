@@ -27,6 +27,8 @@ _FIRST_LOOK = 8
 _LOOKS = 5
 _RESAMPLES = 9_999
 _SAME = 1e-12
+_SMALL_GAIN = 0.05
+"""In mean score: what racing may overlook in a candidate that scores the same as the leader."""
 _LEFT_OVER = 2
 _FINALISTS = 2
 """Candidates that are scored on all examples at the end; DSPy's light search scores as many."""
@@ -107,8 +109,10 @@ class Race:
         order: the examples.
         level: a candidate stops once the one-sided paired sign-flip test against the leader, on the examples
             that both have answered, falls below it; 0 for no racing. At each look, a candidate that is in
-            truth as good as the leader it is compared with is stopped with at most this probability. It is
-            no bound over all looks together, nor for a leader that leads by luck.
+            truth as good as the leader it is compared with is stopped with at most this probability. One
+            that scored the same as the leader on every example stops once a candidate that wins one example
+            in 20 from the leader and loses none would look like that with at most this probability (32
+            examples at 0.2). Neither is a bound over all looks together, nor for a leader that leads by luck.
     """
 
     def __init__(self, task: SearchTask, order: Sequence[Example], level: float) -> None:
@@ -205,7 +209,13 @@ class Race:
     def beaten(self, item: _Candidate, leader: _Candidate, size: int) -> bool:
         pairs = zip(item.scores[:size], leader.scores[:size], strict=True)
         differences = [own - other for own, other in pairs if own is not None and other is not None]
+        if all(abs(value) <= _SAME for value in differences):
+            return (1 - _SMALL_GAIN) ** len(differences) <= self.level
         return behind(differences) < self.level
+
+    def same(self, item: _Candidate, other: _Candidate, size: int) -> bool:
+        """Whether two candidates scored the same on each of `size` examples, which are enough to stop one."""
+        return item.scores[:size] == other.scores[:size] and self.beaten(item, other, size)
 
     def report(self, item: _Candidate, size: int) -> None:
         """Report a candidate as a trial, with what it answered of the first `size` examples."""
@@ -312,7 +322,11 @@ class TrialSearch(Race):
             and size <= len(item.scores) < whole
             and (best is None or item.mean(size) >= best.mean(size))
         ]
-        return sorted(rivals, key=lambda item: (-item.mean(size), item.number))
+        promoted: list[_Candidate] = []
+        for item in sorted(rivals, key=lambda item: (-item.mean(size), item.number)):
+            if not any(self.same(item, other, size) for other in [*full, *promoted]):
+                promoted.append(item)
+        return promoted
 
 
 def behind(differences: Sequence[float]) -> float:

@@ -1,6 +1,7 @@
 """Language models: resolving, metering, stopping, and the offline engine."""
 
 from agentcore.lm._control import Control
+from agentcore.lm._formatting import remembering
 from agentcore.lm._guard import LIMITS, Guard, SearchStopped, StopReason, is_lm_failure
 from agentcore.lm._ledger import Amount, Ledger
 from agentcore.lm._logs import redacted_logs
@@ -32,6 +33,7 @@ __all__ = [
     "parse_prices",
     "price_of",
     "redacted_logs",
+    "remembering",
     "resolve_lm",
     "unmanaged",
 ]

@@ -101,7 +101,8 @@ class Call:
                 place = self.limit.enter()
                 began: float | None = None
                 try:
-                    await asyncio.wrap_future(_shared(place))
+                    if not place.done():
+                        await asyncio.wrap_future(_shared(place))
                     if pause := self.limit.pause():
                         await asyncio.sleep(pause)
                     self._check()

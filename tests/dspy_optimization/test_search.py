@@ -1,5 +1,6 @@
 """The concurrent search: DSPy's own candidates, nothing asked twice, the allowed number in flight."""
 
+import itertools
 import random
 from collections import Counter
 
@@ -190,6 +191,27 @@ async def test_racing_stops_what_cannot_win():
     assert raced.optimized_performance.quality_score == pytest.approx(
         whole.optimized_performance.quality_score, abs=0.05
     )
+
+
+def pairs_of_equals(events):
+    """How many pairs of candidates that were scored in full had answered the minibatch alike."""
+    scores = {}
+    for event in of(events, "example_measured"):
+        if event.evaluation == "search":
+            scores.setdefault(event.candidate, {})[event.record["digest"]] = event.record["score"]
+    trials = of(events, "trial_finished")
+    minibatch = list(scores[trials[0].candidate])[:35]
+    full = {event.candidate for event in trials if event.full}
+    answers = [tuple(scores[name][digest] for digest in minibatch) for name in full]
+    return sum(one == other for one, other in itertools.combinations(answers, 2))
+
+
+async def test_of_candidates_that_answer_alike_one_is_scored_in_full():
+    data = colours(200)
+    _, raced = await search(TwoSteps(), {"auto": "light"}, data=data)
+    _, whole = await search(TwoSteps(), {"auto": "light", "racing": False}, data=data)
+    assert pairs_of_equals(raced) == 0
+    assert pairs_of_equals(whole) > 0
 
 
 def test_behind_is_the_sign_test_for_equal_differences():
