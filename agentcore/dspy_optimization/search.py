@@ -23,8 +23,8 @@ from agentcore.lm import LIMITS
 STARTUP = 10
 """Trials that Optuna's TPE draws at random before it learns from results, the program as given among them."""
 
-_FIRST_LOOK = 8
-_LOOKS = 5
+_FIRST_LOOK = 6
+_LOOKS = 8
 _RESAMPLES = 9_999
 _SAME = 1e-12
 _SMALL_GAIN = 0.05
@@ -111,8 +111,8 @@ class Race:
             that both have answered, falls below it; 0 for no racing. At each look, a candidate that is in
             truth as good as the leader it is compared with is stopped with at most this probability. One
             that scored the same as the leader on every example stops once a candidate that wins one example
-            in 20 from the leader and loses none would look like that with at most this probability (32
-            examples at 0.2). Neither is a bound over all looks together, nor for a leader that leads by luck.
+            in 20 from the leader and loses none would look like that with at most this probability (21
+            examples at 0.35). Neither is a bound over all looks together, nor for a leader that leads by luck.
     """
 
     def __init__(self, task: SearchTask, order: Sequence[Example], level: float) -> None:

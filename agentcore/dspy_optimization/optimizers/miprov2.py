@@ -49,7 +49,7 @@ class MIPROv2Settings(BaseModel):
     """Trials between two evaluations of the leader on all of the validation split."""
     racing: bool = True
     """Whether a candidate that can't win any more is stopped before the end of its minibatch."""
-    racing_level: float = Field(default=0.2, gt=0, lt=0.5)
+    racing_level: float = Field(default=0.35, gt=0, lt=0.5)
     """See `agentcore.dspy_optimization.search.Plan`."""
     mode: Literal["concurrent", "dspy"] = "concurrent"
     """`dspy`: DSPy's own compile, step after step, for comparison."""

@@ -1,0 +1,106 @@
+"""MLflow in a container: `serve.py migrate`, `serve`, `healthy` or `check`. The compose file and the manifests share it.
+
+Environment:
+    POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER, POSTGRES_PASSWORD: MLflow's database; any
+        character may be in the password.
+    POSTGRES_OPTIONS: appended to its address, such as `sslmode=verify-full&sslrootcert=/tls/ca.crt`.
+    S3_BUCKET: for artifacts; keys, region and endpoint as boto3 and MLflow read them.
+    MLFLOW_WORKERS: processes that serve. More than one needs uvloop in the image: without it each request
+        takes 40 ms more.
+    MLFLOW_AUTH: `basic-auth` asks everybody for a password; empty asks nobody. `auth` in COMPOSE_PROFILES
+        means the same.
+    MLFLOW_AUTH_ADMIN_USERNAME, MLFLOW_AUTH_ADMIN_PASSWORD, MLFLOW_FLASK_SERVER_SECRET_KEY: for that.
+"""
+
+import base64
+import json
+import os
+import sys
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+INI = Path("/tmp/basic_auth.ini")
+INIT = "`agentcore stack init --auth` writes .env.mlflow with passwords of your own"
+KNOWN = "only-for-loopback"
+
+
+def database() -> str:
+    env = os.environ
+    user, password = (quote(env[name], safe="") for name in ("POSTGRES_USER", "POSTGRES_PASSWORD"))
+    place = f"{env['POSTGRES_HOST']}:{env.get('POSTGRES_PORT') or 5432}/{env.get('POSTGRES_DB') or 'mlflow'}"
+    options = f"?{env['POSTGRES_OPTIONS']}" if env.get("POSTGRES_OPTIONS") else ""
+    return f"postgresql+psycopg://{user}:{password}@{place}{options}"
+
+
+def auth() -> bool:
+    """Whether passwords are asked for; ends the process where that is wanted and can't be had."""
+    asked = os.environ.get("MLFLOW_AUTH", "")
+    if asked not in ("", "basic-auth"):
+        sys.exit(f"MLFLOW_AUTH={asked!r}: use basic-auth, or leave it empty")
+    asked = asked or "auth" in os.environ.get("COMPOSE_PROFILES", "").split(",")
+    needed = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+    missing = [name for name in needed if not os.environ.get(name)]
+    if asked and missing:
+        sys.exit(f"a password is asked for, and {' and '.join(missing)} not set: {INIT}")
+    return bool(asked)
+
+
+def check() -> None:
+    """Ends with 1 unless MLflow would ask for a password, and no other door is open beside it."""
+    if not auth():
+        sys.exit(
+            "the profile was given by --profile, which MLflow can't see: set COMPOSE_PROFILES=auth. If it ran "
+            "before, it still runs without a password"
+        )
+    known = [name for name in ("POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY") if os.environ[name] == KNOWN]
+    if known:
+        sys.exit(f"{' and '.join(known)} are the ones that everybody knows: {INIT}")
+
+
+def migrate() -> None:
+    os.execvp("mlflow", ["mlflow", "db", "upgrade", database()])
+
+
+def serve() -> None:
+    env = os.environ
+    command = ["mlflow", "server", "--host", "0.0.0.0", "--port", "5000"]
+    command += ["--workers", env.get("MLFLOW_WORKERS") or "1"]
+    if auth():
+        INI.touch(mode=0o600)
+        INI.write_text(
+            "[mlflow]\ndefault_permission = READ\n"
+            f"database_uri = {database().replace('%', '%%')}\n"
+            f"admin_username = {env.get('MLFLOW_AUTH_ADMIN_USERNAME') or 'admin'}\n"
+            "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+            "auth_cache_ttl_seconds = 60\n"  # without it each request spends 350 ms on the password's hash
+        )
+        env["MLFLOW_AUTH_CONFIG_PATH"] = str(INI)
+        command += ["--app-name", "basic-auth"]
+    if env.get("MLFLOW_PROMETHEUS"):
+        command += ["--expose-prometheus", "/tmp/prometheus"]
+    env["MLFLOW_BACKEND_STORE_URI"] = database()  # not an argument: those can be seen by all
+    env["MLFLOW_ARTIFACTS_DESTINATION"] = f"s3://{env['S3_BUCKET']}"
+    os.execvp("mlflow", command)
+
+
+def healthy() -> None:
+    """Ends with 1 unless the server answers from its database, which /health never asks."""
+    env, headers = os.environ, {"Content-Type": "application/json"}
+    if auth():
+        name = env.get("MLFLOW_AUTH_ADMIN_USERNAME") or "admin"
+        told = base64.b64encode(f"{name}:{env['MLFLOW_AUTH_ADMIN_PASSWORD']}".encode()).decode()
+        headers["Authorization"] = f"Basic {told}"
+    request = urllib.request.Request(
+        "http://127.0.0.1:5000/api/2.0/mlflow/experiments/search",
+        data=json.dumps({"max_results": 1}).encode(),
+        headers=headers,
+    )
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+    except OSError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    {"migrate": migrate, "serve": serve, "healthy": healthy, "check": check}[sys.argv[1]]()
