@@ -89,9 +89,14 @@ def looks_random(text: str) -> bool:
     return len(text) >= 16 and any(map(str.isdigit, text)) and any(map(str.isalpha, text))
 
 
+def is_secret_name(name: str) -> bool:
+    """Whether a variable's name says that it holds a secret."""
+    return _SECRET_NAME.search(name) is not None
+
+
 def environment_secrets() -> set[str]:
     """The values of environment variables whose names say that they hold a secret."""
-    return {value for name, value in os.environ.items() if _SECRET_NAME.search(name)}
+    return {value for name, value in os.environ.items() if is_secret_name(name)}
 
 
 def first_line(error: BaseException, limit: int = 300, *, secrets: Iterable[str] = ()) -> str:

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -119,6 +120,63 @@ class MLflowConfig(_EnvSettings):
         if not value.strip():
             raise ValueError("the experiment's name is empty")
         return value
+
+
+class StackSettings(_EnvSettings):
+    """What is behind MLflow, for checks: MLflow's and AWS's own variables, else those of the compose file."""
+
+    model_config = SettingsConfigDict(env_file=ENV_FILE, extra="ignore")
+
+    mlflow_backend_store_uri: SecretStr | None = None
+    mlflow_artifacts_destination: str | None = None
+    mlflow_s3_endpoint_url: str | None = None
+    aws_access_key_id: SecretStr | None = None
+    aws_secret_access_key: SecretStr | None = None
+    postgres_user: str = "mlflow"
+    postgres_password: SecretStr | None = None
+    postgres_port: int = 5433
+    s3_bucket: str = "mlflow"
+    s3_access_key_id: SecretStr | None = None
+    s3_secret_access_key: SecretStr | None = None
+    s3_port: int = 8333
+
+    @property
+    def database_url(self) -> str | None:
+        """MLflow's database; None where nothing tells."""
+        if self.mlflow_backend_store_uri is not None:
+            return self.mlflow_backend_store_uri.get_secret_value()
+        if self.postgres_password is None:
+            return None
+        password = quote(self.postgres_password.get_secret_value(), safe="")
+        user = quote(self.postgres_user, safe="")
+        return f"postgresql+psycopg://{user}:{password}@127.0.0.1:{self.postgres_port}/mlflow"
+
+    @property
+    def bucket(self) -> str | None:
+        """The bucket of MLflow's artifacts; None where nothing tells."""
+        if self.mlflow_artifacts_destination is not None:
+            scheme, _, rest = self.mlflow_artifacts_destination.partition("://")
+            return rest.partition("/")[0] if scheme == "s3" else None
+        return self.s3_bucket if self.s3_secret_access_key is not None else None
+
+    @property
+    def s3_endpoint(self) -> str | None:
+        """None for AWS's own."""
+        if self.mlflow_s3_endpoint_url is not None or self.s3_secret_access_key is None:
+            return self.mlflow_s3_endpoint_url
+        return f"http://127.0.0.1:{self.s3_port}"
+
+    @property
+    def s3_keys(self) -> tuple[str | None, str | None]:
+        """Key and secret; None for what boto3 finds by itself, which knows of session tokens and roles."""
+        key, secret = self.aws_access_key_id, self.aws_secret_access_key
+        if self.mlflow_s3_endpoint_url is None and self.mlflow_artifacts_destination is None:
+            key, secret = self.s3_access_key_id, self.s3_secret_access_key
+        elif "AWS_ACCESS_KEY_ID" in os.environ:
+            return None, None
+        if key is None or secret is None:
+            return None, None
+        return key.get_secret_value(), secret.get_secret_value()
 
 
 def shown_uri(uri: str) -> str:

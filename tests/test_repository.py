@@ -62,3 +62,7 @@ def test_the_readme_names_every_command():
     readme = (ROOT / "README.md").read_text()
     for command in app.registered_commands:
         assert f"agentcore {command.name or command.callback.__name__}" in readme
+    for group in app.registered_groups:
+        for command in group.typer_instance.registered_commands:
+            name = f"{group.typer_instance.info.name} {command.name or command.callback.__name__}"
+            assert f"agentcore {name}" in " ".join(readme.split()), name

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from agentcore._version import __version__
-from agentcore.cli import _journal, _optimize, _runs, _ui
+from agentcore.cli import _doctor, _journal, _optimize, _runs, _stack, _ui
 
 app = typer.Typer(
     name="agentcore",
@@ -35,9 +35,11 @@ def _root(
 app.command()(_optimize.demo)
 app.command()(_optimize.optimize)
 app.command()(_optimize.resume)
-app.command()(_runs.runs)
+app.add_typer(_runs.runs)
 app.command()(_runs.best)
 app.command()(_runs.show)
 app.command()(_ui.ui)
 app.command()(_journal.sync)
+app.command()(_doctor.doctor)
 app.add_typer(_journal.journal)
+app.add_typer(_stack.stack)

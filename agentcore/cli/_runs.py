@@ -1,6 +1,7 @@
-"""`agentcore runs`, `best` and `show`."""
+"""`agentcore runs`, `runs archive`, `best` and `show`."""
 
 import asyncio
+from datetime import timedelta
 from typing import Annotated, Any
 
 import typer
@@ -12,12 +13,19 @@ from agentcore.errors import ArtifactError, ConfigurationError, TrackingError
 _BACKLOG_SECONDS = 20.0
 
 
-def runs(
+runs = typer.Typer(name="runs", help="List runs, newest first; or archive old ones.")
+
+
+@runs.callback(invoke_without_command=True)
+def list_runs(
+    context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
     filter_: Annotated[str, typer.Option("--filter", help="In MLflow's search syntax.")] = "",
     experiment: Experiment = None,
 ) -> None:
-    """List runs, newest first."""
+    """List runs, newest first; or archive old ones."""
+    if context.invoked_subcommand is not None:
+        return
     from agentcore.cli._render import print_runs
     from agentcore.journal import open_journal
     from agentcore.tracking import MLflowTracker, destination_of, interrupted_runs
@@ -38,6 +46,48 @@ def runs(
     else:
         out.print(f"no runs in experiment {config.experiment_name!r}. Make one with: agentcore demo")
     _print_waiting(home, destination)
+
+
+@runs.command()
+def archive(
+    older_than: Annotated[str, typer.Option(help="Such as 90d or 12h, since a run's start.")],
+    keep_best: Annotated[int, typer.Option(min=0, help="How many of the best runs stay.")] = 10,
+    metric: Annotated[str, typer.Option(help="By which they are the best.")] = "improvement_percentage",
+    keep_promoted: Annotated[
+        bool,
+        typer.Option(
+            "--keep-promoted/--no-keep-promoted",
+            help="Runs with a registered model stay; those behind an alias always do.",
+        ),
+    ] = True,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it is only told what would go.")] = False,
+    experiment: Experiment = None,
+) -> None:
+    """Delete old runs in MLflow, which can restore them until `mlflow gc`. A dry run unless --yes."""
+    from agentcore.tracking import MLflowTracker
+
+    age = _age(older_than)
+    tracker = MLflowTracker(tracking_config(experiment))
+    asked = tracker.archive_runs(
+        age, keep_best=keep_best, metric=metric, keep_registered=keep_promoted, dry_run=not yes
+    )
+    found = run(_after_backlog(tracker, asked))
+    for item in found.runs:
+        started = f"{item.start_time:%Y-%m-%d}" if item.start_time else "?"
+        out.print(f"{item.run_id[:8]}  {started}  {item.status:<8}  {item.name}", soft_wrap=True)
+    count = f"{len(found.runs)} run{'s' * (len(found.runs) != 1)}"
+    done = "archived; MLflow can restore them until mlflow gc" if yes else "would be archived: add --yes"
+    out.print(f"{count} {done}" if found.runs else "nothing to archive", soft_wrap=True)
+    for reason, number in found.kept.items():
+        out.print(f"{number} older stay{'s' * (number == 1)}: {reason}", soft_wrap=True)
+
+
+def _age(text: str) -> timedelta:
+    units = {"h": "hours", "d": "days", "w": "weeks"}
+    number, unit = text[:-1], text[-1:]
+    if not number.isdigit() or unit not in units:
+        raise ConfigurationError(f"--older-than {text!r}: write a number and h, d or w, such as 90d")
+    return timedelta(**{units[unit]: int(number)})
 
 
 async def _after_backlog(tracker: Any, work: Any) -> Any:

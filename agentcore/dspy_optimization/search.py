@@ -112,7 +112,7 @@ class Race:
             truth as good as the leader it is compared with is stopped with at most this probability. One
             that scored the same as the leader on every example stops once a candidate that wins one example
             in 20 from the leader and loses none would look like that with at most this probability (21
-            examples at 0.35). Neither is a bound over all looks together, nor for a leader that leads by luck.
+            examples at 0.35). Neither is a bound over all looks together, nor for a lucky leader.
     """
 
     def __init__(self, task: SearchTask, order: Sequence[Example], level: float) -> None:

@@ -273,6 +273,12 @@ class Journal:
 
     # Keeping it small
 
+    def check_writable(self) -> None:
+        """Commit a change that changes nothing; `JournalError` where that can't be done."""
+        self._writer.submit(
+            lambda connection: connection.execute(streams.delete().where(streams.c.id == "")).rowcount
+        ).result()
+
     def prune(self, before_ms: int) -> list[str]:
         """Remove runs that are delivered, ended, and unchanged since `before_ms`; returns their ids."""
         ended = streams.c.finished | (streams.c.kind == "adopted")

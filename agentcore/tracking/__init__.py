@@ -2,6 +2,8 @@
 
 from agentcore.journal import TrialPoint
 from agentcore.settings import MLflowConfig
+from agentcore.tracking._archive import Archive
+from agentcore.tracking._client import connection_to, set_client_environment
 from agentcore.tracking._delivery import (
     Delivery,
     delivery_for,
@@ -16,6 +18,7 @@ from agentcore.tracking._runs import TrackedRun
 from agentcore.tracking._tracker import MLflowTracker
 
 __all__ = [
+    "Archive",
     "Delivery",
     "Draft",
     "Entries",
@@ -23,6 +26,7 @@ __all__ = [
     "MLflowTracker",
     "TrackedRun",
     "TrialPoint",
+    "connection_to",
     "delivery_for",
     "destination_of",
     "interrupted_runs",
@@ -31,5 +35,6 @@ __all__ = [
     "mark_interrupted",
     "program_state",
     "save_program",
+    "set_client_environment",
     "stop_deliveries",
 ]

@@ -125,12 +125,22 @@ class Connection:
         return Unreachable if database and not lasting else Rejected
 
     def _explain(self, error: Exception) -> str:
-        message = first_line(error)
-        if "Connection refused" in str(error) or "Max retries exceeded" in str(error):
+        message, text = first_line(error), str(error)
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            message = (
+                "its certificate is signed by an authority that is not known here. Set "
+                "MLFLOW_TRACKING_SERVER_CERT_PATH to that authority's certificate"
+            )
+        elif "error code 401" in text or "401 Client Error" in text:
+            message = (
+                "refuses this name and password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+                "or MLFLOW_TRACKING_TOKEN"
+            )
+        elif "Connection refused" in text or "Max retries exceeded" in text:
             message = (
                 "can't be reached. Start it, or set MLFLOW_TRACKING_URI (sqlite:///mlflow.db needs no server)"
             )
-        elif "timed out" in str(error).lower():
+        elif "timed out" in text.lower():
             message = f"gave no answer within {self.config.request_timeout:g} s"
         return message
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from agentcore.data import Dataset, Splits
 from agentcore.errors import ArtifactError
 from agentcore.evaluation import Comparison, EvaluationReport, PerformanceMetrics
 from agentcore.journal import ModelLogged, TrialPoint
+from agentcore.tracking._archive import Archive, plan_archive
 from agentcore.tracking._entries import Draft
 from agentcore.tracking._requests import MODEL_TAG
 from agentcore.tracking._run_tracker import RunTracker, scratch
@@ -190,6 +192,50 @@ class MLflowTracker(RunTracker):
                 )
             )
         return drafts
+
+    async def archive_runs(
+        self,
+        older_than: timedelta,
+        *,
+        keep_best: int = 10,
+        metric: str = "improvement_percentage",
+        keep_registered: bool = True,
+        dry_run: bool = True,
+    ) -> Archive:
+        """Delete old runs of the experiment in MLflow, which can restore them until `mlflow gc`.
+
+        Never goes: a run whose model an alias of the registry names, one that has not ended, and those of
+        the best.
+
+        Args:
+            older_than: by the runs' start.
+            keep_best: how many of the best stay, however old.
+            metric: by which they are the best.
+            keep_registered: whether all runs with a registered model stay, also without an alias.
+            dry_run: only tell what would go.
+
+        Raises:
+            TrackingError: MLflow can't be reached or refuses.
+        """
+        before_ms = int((datetime.now(UTC) - older_than).timestamp() * 1000)
+
+        def archive(client: Any) -> Archive:
+            experiment = client.get_experiment_by_name(self.config.experiment_name)
+            if experiment is None:
+                return Archive()
+            plan = plan_archive(
+                client,
+                experiment.experiment_id,
+                before_ms,
+                keep_best,
+                metric,
+                keep_registered=keep_registered,
+            )
+            for run in () if dry_run else plan.runs:
+                client.delete_run(run.run_id)
+            return plan
+
+        return await self._client.call(archive)
 
     async def model_id(self, run_id: str, artifact_name: str = "optimized_model") -> str | None:
         """The id of a run's LoggedModel (`models:/{id}`); None where it has none."""

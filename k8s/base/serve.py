@@ -1,4 +1,6 @@
-"""MLflow in a container: `serve.py migrate`, `serve`, `healthy` or `check`. The compose file and the manifests share it.
+"""MLflow in a container: `serve.py migrate`, `wait`, `serve`, `healthy`, `gc` or `check`.
+
+The compose file and the manifests share it.
 
 Environment:
     POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER, POSTGRES_PASSWORD: MLflow's database; any
@@ -15,7 +17,10 @@ Environment:
 import base64
 import json
 import os
+import subprocess
 import sys
+import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from urllib.parse import quote
@@ -50,8 +55,8 @@ def check() -> None:
     """Ends with 1 unless MLflow would ask for a password, and no other door is open beside it."""
     if not auth():
         sys.exit(
-            "the profile was given by --profile, which MLflow can't see: set COMPOSE_PROFILES=auth. If it ran "
-            "before, it still runs without a password"
+            "the profile was given by --profile, which MLflow can't see: set COMPOSE_PROFILES=auth. "
+            "If it ran before, it still runs without a password"
         )
     known = [name for name in ("POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY") if os.environ[name] == KNOWN]
     if known:
@@ -59,7 +64,42 @@ def check() -> None:
 
 
 def migrate() -> None:
+    if auth():  # or the first servers would race to make its tables
+        command = [sys.executable, "-m", "mlflow.server.auth", "db", "upgrade", "--url", database()]
+        subprocess.run(command, check=True)
     os.execvp("mlflow", ["mlflow", "db", "upgrade", database()])
+
+
+def wait() -> None:
+    """Until the schema is the one of this image."""
+    import psycopg
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    wanted = _get_latest_schema_revision()
+    address = database().replace("postgresql+psycopg:", "postgresql:")
+    while True:
+        try:
+            with psycopg.connect(address, connect_timeout=5) as connection:
+                row = connection.execute("select version_num from alembic_version").fetchone()
+        except psycopg.Error as error:
+            found = str(error).strip().partition("\n")[0]
+        else:
+            found = row[0] if row else "none"
+        if found == wanted:
+            return
+        print(f"schema {wanted} is wanted, there is: {found}", flush=True)
+        time.sleep(3)
+
+
+def gc() -> None:
+    """Delete for good what users deleted long ago, rows and artifacts, through the server."""
+    env = os.environ
+    if auth():
+        env["MLFLOW_TRACKING_USERNAME"] = env.get("MLFLOW_AUTH_ADMIN_USERNAME") or "admin"
+        env["MLFLOW_TRACKING_PASSWORD"] = env["MLFLOW_AUTH_ADMIN_PASSWORD"]
+    older = env.get("MLFLOW_GC_OLDER_THAN") or "30d"
+    command = ["mlflow", "gc", "--backend-store-uri", database(), "--older-than", older]
+    os.execvp("mlflow", [*command, "--tracking-uri", env["MLFLOW_TRACKING_URI"]])
 
 
 def serve() -> None:
@@ -85,7 +125,10 @@ def serve() -> None:
 
 
 def healthy() -> None:
-    """Ends with 1 unless the server answers from its database, which /health never asks."""
+    """Ends with 1 unless the server answers from its database, which /health never asks.
+
+    Under auth a password that was changed meanwhile is no illness: the database was asked for it.
+    """
     env, headers = os.environ, {"Content-Type": "application/json"}
     if auth():
         name = env.get("MLFLOW_AUTH_ADMIN_USERNAME") or "admin"
@@ -98,9 +141,12 @@ def healthy() -> None:
     )
     try:
         urllib.request.urlopen(request, timeout=5).close()
+    except urllib.error.HTTPError as error:
+        if error.code != 401 or not auth():
+            sys.exit(str(error))
     except OSError as error:
         sys.exit(str(error))
 
 
 if __name__ == "__main__":
-    {"migrate": migrate, "serve": serve, "healthy": healthy, "check": check}[sys.argv[1]]()
+    {item.__name__: item for item in (migrate, wait, serve, healthy, gc, check)}[sys.argv[1]]()

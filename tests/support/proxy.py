@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 Fault = Callable[[str, str], str | None]
 """Of method and path: `lose` the reply, `hang`, `drop` the request, answer `pool` (MLflow's HTTP 400 for its
-own exhausted pool), `503` or `413`; None passes it on."""
+own exhausted pool), or a status such as `503`; None passes it on."""
 
 _POOL = (
     b'{"error_code": "BAD_REQUEST", "message": "QueuePool limit of size 5 overflow 10 reached, connection '
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "pool":
             self.reply(400, {}, _POOL)
             return
-        if fault in ("503", "413"):
+        if fault and fault.isdigit():
             self.reply(int(fault), {}, b"{}")
             return
         time.sleep(proxy.latency)

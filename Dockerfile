@@ -1,0 +1,33 @@
+# AgentCore's command line: `docker build -t agentcore .`, then `docker run --rm agentcore --help`.
+# What is installed is what requirements.lock names, by hash. For Ray: `--build-arg EXTRAS=ray`.
+FROM python:3.12-slim AS build
+RUN python3 -m pip install --quiet --no-cache-dir uv==0.13.8
+WORKDIR /src
+COPY pyproject.toml requirements.lock README.md LICENSE ./
+COPY agentcore ./agentcore
+ARG EXTRAS=""
+# The lock holds more than this image needs: as a constraint it says which versions, and checks their hashes.
+RUN uv venv --quiet /opt/venv \
+    && uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \
+      --constraint requirements.lock --build-constraint requirements.lock ".${EXTRAS:+[$EXTRAS]}"
+
+FROM python:3.12-slim
+LABEL org.opencontainers.image.title="agentcore" \
+      org.opencontainers.image.description="Optimize DSPy programs, prove the gain, track it in your own MLflow" \
+      org.opencontainers.image.licenses="Apache-2.0"
+COPY --from=build /opt/venv /opt/venv
+# The root file system may be read-only: what is written goes to /tmp and to the journal's directory.
+ENV PATH=/opt/venv/bin:$PATH \
+    HOME=/tmp \
+    AGENTCORE_STATE_DIR=/var/lib/agentcore \
+    DSPY_CACHEDIR=/tmp/dspy \
+    MPLCONFIGDIR=/tmp/matplotlib \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+RUN install -d -m 750 -o 10001 -g 10001 /var/lib/agentcore
+USER 10001:10001
+WORKDIR /tmp
+VOLUME /var/lib/agentcore
+HEALTHCHECK --interval=60s --timeout=30s --start-period=60s CMD ["agentcore", "doctor", "--only", "journal"]
+ENTRYPOINT ["agentcore"]
+CMD ["--help"]

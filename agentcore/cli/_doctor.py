@@ -1,0 +1,64 @@
+"""`agentcore doctor`."""
+
+import json
+from typing import Annotated
+
+import typer
+from pydantic import SecretStr
+from rich.markup import escape
+
+from agentcore.cli._console import out, run, tracking_config
+from agentcore.settings import StackSettings
+
+_MARKS = {"ok": "[green]ok[/]     ", "failed": "[bold red]failed[/] ", "skipped": "[dim]skipped[/]"}
+
+
+def doctor(
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="settings, tracking, clock, artifacts, database, s3, lm or journal; repeatable "
+            "[default: all]."
+        ),
+    ] = None,
+    lm: Annotated[str | None, typer.Option(help="A model to ask one word [default: AGENTCORE_LM].")] = None,
+    database: Annotated[
+        str | None, typer.Option(help="MLflow's database [default: MLFLOW_BACKEND_STORE_URI].")
+    ] = None,
+    s3: Annotated[
+        str | None, typer.Option(help="s3://bucket of its artifacts [default: MLFLOW_ARTIFACTS_DESTINATION].")
+    ] = None,
+    s3_endpoint: Annotated[
+        str | None, typer.Option(help="Of a store other than AWS's [default: MLFLOW_S3_ENDPOINT_URL].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each finding.")] = False,
+) -> None:
+    """Check all that a run needs: each line says ok, or what to do. Exits 3 where something is broken."""
+    from agentcore.doctor import Places, diagnose
+
+    stack = StackSettings()
+    given = {
+        "mlflow_backend_store_uri": SecretStr(database) if database else None,
+        "mlflow_artifacts_destination": s3,
+        "mlflow_s3_endpoint_url": s3_endpoint,
+    }
+    stack = stack.model_copy(update={name: value for name, value in given.items() if value})
+    places = Places(tracking_config(), lm, stack)
+    failed: set[str] = set()
+
+    async def tell() -> None:
+        async for finding in diagnose(places, only or ()):
+            if finding.status == "failed":
+                failed.add(finding.check)
+            if as_json:
+                typer.echo(json.dumps(finding.as_dict()))
+                continue
+            out.print(
+                f"{_MARKS[finding.status]} {finding.check:<9} {escape(finding.message)}", soft_wrap=True
+            )
+            if finding.advice:
+                out.print(f"                  → {escape(finding.advice)}", soft_wrap=True)
+
+    run(tell())
+    if failed:
+        raise typer.Exit(2 if failed == {"settings"} else 3)

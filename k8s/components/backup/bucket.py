@@ -1,0 +1,68 @@
+"""Copies the bucket into /backups/bucket (`bucket.py copy`), or back (`restore`).
+
+MLflow writes objects and hardly ever changes one: what is there already, of the same size and not older, is
+left alone. Nothing is deleted on either side.
+
+Environment:
+    S3_BUCKET; MLFLOW_S3_ENDPOINT_URL for stores other than AWS's; keys and region as boto3 reads them.
+    BACKUP_SECONDS: between two copies; 0 or unset for one.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import boto3
+
+DIRECTORY = Path("/backups/bucket")
+PART = Path("/backups/bucket.part")
+
+
+def copy(s3, bucket: str) -> None:
+    seen = copied = 0
+    for page in s3.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for item in page.get("Contents", []):
+            seen += 1
+            target = place(item["Key"])
+            if target.exists():
+                known = target.stat()
+                if known.st_size == item["Size"] and known.st_mtime >= item["LastModified"].timestamp():
+                    continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            s3.download_file(bucket, item["Key"], str(PART))
+            PART.rename(target)
+            copied += 1
+    print(f"{bucket}: {seen} objects, {copied} of them copied", flush=True)
+
+
+def restore(s3, bucket: str) -> None:
+    files = [path for path in DIRECTORY.rglob("*") if path.is_file()]
+    for path in files:
+        s3.upload_file(str(path), bucket, str(path.relative_to(DIRECTORY)))
+    print(f"{bucket}: {len(files)} objects restored", flush=True)
+
+
+def place(key: str) -> Path:
+    target = DIRECTORY / key
+    if not target.resolve().is_relative_to(DIRECTORY.resolve()):
+        sys.exit(f"{key!r} would leave {DIRECTORY}")
+    return target
+
+
+def main() -> None:
+    os.umask(0o077)
+    s3 = boto3.client("s3", endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None)
+    bucket = os.environ["S3_BUCKET"]
+    if sys.argv[1:] == ["restore"]:
+        restore(s3, bucket)
+        return
+    every = float(os.environ.get("BACKUP_SECONDS") or 0)
+    copy(s3, bucket)
+    while every:
+        time.sleep(every)
+        copy(s3, bucket)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,199 @@
+"""The manifests and the compose file: rendered, and held to what they promise."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+K8S = ROOT / "k8s"
+COMPOSE = ROOT / "docker-compose.mlflow.yml"
+COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
+
+
+def render(directory, tmp_path, components=()):
+    """An overlay's objects, of a copy with secrets and with more components."""
+    if shutil.which("kubectl") is None:
+        pytest.skip("kubectl is not installed: nothing renders the manifests")
+    copy = shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("secrets.env"))
+    overlay = copy / "overlays" / directory
+    names = ("POSTGRES_USER", "POSTGRES_PASSWORD", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    (overlay / "secrets.env").write_text("".join(f"{name}=x\n" for name in names))
+    if components:
+        path = overlay / "kustomization.yaml"
+        chosen = yaml.safe_load(path.read_text())
+        chosen["components"] = [f"../../components/{name}" for name in components]
+        path.write_text(yaml.safe_dump(chosen))
+    done = subprocess.run(["kubectl", "kustomize", str(overlay)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [item for item in yaml.safe_load_all(done.stdout) if item]
+
+
+@pytest.fixture(params=["local", "production", "everything"])
+def objects(request, tmp_path):
+    if request.param == "everything":
+        return render("local", tmp_path, COMPONENTS)
+    return render(request.param, tmp_path)
+
+
+def pods(objects):
+    """Name and spec of each pod that Kubernetes itself would make."""
+    for item in objects:
+        spec = item.get("spec", {})
+        if item["kind"] == "CronJob":
+            spec = spec["jobTemplate"]["spec"]
+        if item["kind"] in ("Deployment", "StatefulSet", "Job", "CronJob"):
+            yield f"{item['kind']} {item['metadata']['name']}", spec["template"]
+        if item["kind"] == "RayJob":
+            groups = [spec["rayClusterSpec"]["headGroupSpec"], *spec["rayClusterSpec"]["workerGroupSpecs"]]
+            for group in groups:
+                yield f"RayJob {group.get('groupName', 'head')}", group["template"]
+
+
+def containers(spec):
+    return [*spec.get("initContainers", []), *spec["containers"]]
+
+
+def test_every_pod_is_locked_down(objects):
+    found = list(pods(objects))
+    assert found
+    for name, template in found:
+        spec = template["spec"]
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["securityContext"]["runAsNonRoot"] is True, name
+        assert spec["securityContext"]["runAsUser"] > 0, name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        for container in containers(spec):
+            context = container["securityContext"]
+            assert context["allowPrivilegeEscalation"] is False, name
+            assert context["capabilities"] == {"drop": ["ALL"]}, name
+            # Ray writes beside its own code.
+            assert context.get("readOnlyRootFilesystem") is True or name.startswith("RayJob"), name
+            assert {"requests", "limits"} <= container["resources"].keys(), name
+            assert not container["image"].endswith(":latest"), name
+            assert ":" in container["image"], name
+
+
+def test_probes_ask_the_database(objects):
+    (server,) = [t for name, t in pods(objects) if name == "Deployment mlflow"]
+    (container,) = server["spec"]["containers"]
+    for probe in ("startupProbe", "readinessProbe"):
+        assert container[probe]["exec"]["command"][-1] == "healthy"
+    startup = container["startupProbe"]
+    assert startup["periodSeconds"] * startup["failureThreshold"] > 120
+    assert [item["name"] for item in server["spec"]["initContainers"]] == ["schema"]
+
+
+def test_what_is_named_is_there(objects):
+    """ConfigMaps, Secrets, claims and ServiceAccounts that pods name, and the pods that selectors mean."""
+    made = {(item["kind"], item["metadata"]["name"]) for item in objects}
+    made |= {
+        ("Secret", item["spec"]["target"]["name"]) for item in objects if item["kind"] == "ExternalSecret"
+    }
+    labels = [template["metadata"]["labels"] for _, template in pods(objects)]
+    for name, template in pods(objects):
+        text = json.dumps(template)
+        for kind, key in (("ConfigMap", "configMap(?:Ref|KeyRef)?"), ("Secret", "secret(?:Ref|KeyRef)")):
+            for found in re.findall(rf'"{key}": (\{{[^}}]*\}})', text):
+                reference = json.loads(found)
+                if not reference.get("optional"):
+                    assert (kind, reference["name"]) in made, f"{name}: {reference}"
+        for claim in re.findall(r'"claimName": "([^"]+)"', text):
+            assert ("PersistentVolumeClaim", claim) in made, name
+        account = template["spec"].get("serviceAccountName", "default")
+        assert account == "default" or ("ServiceAccount", account) in made, name
+    for item in objects:
+        if item["kind"] == "Service":
+            wanted = item["spec"]["selector"].items()
+            assert any(wanted <= found.items() for found in labels), item["metadata"]["name"]
+
+
+def test_all_is_denied_but_what_is_named(objects):
+    policies = {item["metadata"]["name"]: item["spec"] for item in objects if item["kind"] == "NetworkPolicy"}
+    assert policies["default-deny"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    for name, spec in policies.items():
+        for rule in spec.get("ingress", []):
+            assert rule.get("from"), f"{name} lets everybody in"
+
+
+def test_no_secret_is_in_git():
+    tracked = subprocess.run(
+        ["git", "ls-files", "k8s"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert tracked
+    for path in tracked:
+        assert "secrets.env" not in path
+        text = (ROOT / path).read_text()
+        assert not re.search(r"^\s*kind: Secret$", text, re.MULTILINE), path
+    assert "only-for-loopback" not in "".join(
+        (ROOT / path).read_text() for path in tracked if "serve.py" not in path
+    )
+
+
+def test_the_database_bears_the_largest_deployment(objects):
+    (scaler,) = [item for item in objects if item["kind"] == "HorizontalPodAutoscaler"]
+    (config,) = [
+        item["data"]
+        for item in objects
+        if item["kind"] == "ConfigMap" and "MLFLOW_WORKERS" in item.get("data", {})
+    ]
+    pool = sum(int(config[f"MLFLOW_SQLALCHEMYSTORE_{name}"]) for name in ("POOL_SIZE", "MAX_OVERFLOW"))
+    # Postgres allows 100 by default, some of them for itself.
+    assert scaler["spec"]["maxReplicas"] * int(config["MLFLOW_WORKERS"]) * pool <= 90
+
+
+def test_components_do_what_they_say(tmp_path):
+    objects = render("local", tmp_path, COMPONENTS)
+    config = {k: v for item in objects if item["kind"] == "ConfigMap" for k, v in item["data"].items()}
+    assert config["MLFLOW_AUTH"] == "basic-auth"
+    assert config["MLFLOW_PROMETHEUS"] == "1"
+    kinds = {item["kind"] for item in objects}
+    assert {"Ingress", "ServiceMonitor", "CronJob", "RayJob"} <= kinds
+    jobs = {item["metadata"]["name"] for item in objects if item["kind"] in ("Job", "CronJob")}
+    assert jobs == {"mlflow-migrate", "mlflow-gc", "mlflow-backup", "optimize"}
+
+
+# The compose file
+
+
+def compose():
+    return yaml.safe_load(COMPOSE.read_text())
+
+
+def test_only_this_machine_reaches_the_compose_stack():
+    ports = [port for service in compose()["services"].values() for port in service.get("ports", [])]
+    assert len(ports) == 3
+    assert all(port.startswith("127.0.0.1:") for port in ports)
+
+
+def test_every_compose_service_is_locked_down():
+    for name, service in compose()["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["image"].partition(":")[2] not in ("", "latest"), name
+        assert "mem_limit" in service or service["restart"] == "no", name
+
+
+def test_the_images_are_those_of_the_manifests():
+    images = {service["image"] for service in compose()["services"].values()}
+    base = yaml.safe_load((K8S / "base" / "kustomization.yaml").read_text())
+    assert {f"{item['name']}:{item['newTag']}" for item in base["images"]} <= images
+    for name in ("postgres", "s3"):
+        (image,) = re.findall(r"image: (\S+)", (K8S / "overlays" / "local" / f"{name}.yaml").read_text())
+        assert image in images
+
+
+def test_what_compose_mounts_is_there():
+    for config in compose()["configs"].values():
+        assert "content" in config or (ROOT / config["file"]).is_file()
+
+
+def test_the_dashboard_is_grafanas():
+    board = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text())
+    assert [panel["title"] for panel in board["panels"]]
+    assert all(target["expr"] for panel in board["panels"] for target in panel["targets"])

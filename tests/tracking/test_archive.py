@@ -1,0 +1,114 @@
+"""Old runs are archived, and never one that somebody relies on."""
+
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Metric
+
+from agentcore.cli import main
+from agentcore.tracking import MLflowTracker
+
+DAY_MS = 86_400_000
+
+
+@pytest.fixture
+def store(config):
+    """Runs of the last 100 days, a finished one for each day; the value of the oldest is the best."""
+    client = MlflowClient(tracking_uri=config.tracking_uri)
+    experiment = client.create_experiment(config.experiment_name)
+    now = int(time.time() * 1000)
+    runs = []
+    for age in range(0, 100, 10):
+        run = client.create_run(experiment, start_time=now - age * DAY_MS - 3_600_000, run_name=f"day-{age}")
+        client.log_batch(run.info.run_id, [Metric("improvement_percentage", age / 100, now, 0)])
+        client.set_terminated(run.info.run_id)
+        runs.append(run.info.run_id)
+    return client, runs
+
+
+def left(client, config):
+    experiment = client.get_experiment_by_name(config.experiment_name)
+    return {run.info.run_id for run in client.search_runs([experiment.experiment_id])}
+
+
+async def archive(config, days, **settings):
+    return await MLflowTracker(config).archive_runs(timedelta(days=days), **settings)
+
+
+async def test_a_dry_run_tells_and_deletes_nothing(store, config):
+    client, runs = store
+    found = await archive(config, 45, keep_best=0)
+    assert [run.run_id for run in found.runs] == runs[:4:-1]  # 90 to 50 days, the oldest first
+    assert left(client, config) == set(runs)
+    done = await archive(config, 45, keep_best=0, dry_run=False)
+    assert done == found
+    assert left(client, config) == set(runs[:5])
+    client.restore_run(runs[9])
+    assert runs[9] in left(client, config)
+
+
+async def test_the_best_stay(store, config):
+    client, runs = store
+    found = await archive(config, 45, keep_best=2, dry_run=False)
+    assert found.kept == {"it is among the best 2": 2}
+    assert left(client, config) == {*runs[:5], runs[8], runs[9]}
+
+
+async def test_what_is_registered_or_promoted_stays(store, config):
+    client, runs = store
+    client.create_registered_model("agent's model")
+    for number in (9, 8, 7):
+        client.create_model_version("agent's model", f"runs:/{runs[number]}/model", runs[number])
+    # One that tells its run by its LoggedModel only.
+    experiment = client.get_experiment_by_name(config.experiment_name)
+    model = client.create_logged_model(experiment.experiment_id, name="m", source_run_id=runs[6])
+    client.create_model_version("agent's model", f"models:/{model.model_id}")
+    client.set_registered_model_alias("agent's model", "champion", "1")
+    found = await archive(config, 45, keep_best=0)
+    assert [run.run_id for run in found.runs] == [runs[5]]
+    assert found.kept == {
+        "an alias of the model registry names its model": 1,
+        "its model is registered": 3,
+    }
+    done = await archive(config, 45, keep_best=0, keep_registered=False, dry_run=False)
+    assert [run.run_id for run in done.runs] == [runs[8], runs[7], runs[6], runs[5]]
+    assert runs[9] in left(client, config)
+
+
+async def test_a_run_that_has_not_ended_stays(store, config):
+    client, runs = store
+    client.update_run(runs[9], status="RUNNING")
+    found = await archive(config, 85, keep_best=0, dry_run=False)
+    assert found.kept == {"it has not ended": 1}
+    assert left(client, config) == set(runs)
+
+
+@pytest.mark.usefixtures("store")
+async def test_more_runs_than_a_page_holds(config, monkeypatch):
+    monkeypatch.setattr("agentcore.tracking._archive._PAGE", 2)
+    assert len((await archive(config, 15, keep_best=0)).runs) == 8
+
+
+def test_the_command(store, config, monkeypatch, capsys):
+    client, runs = store
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking_uri)
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["agentcore", "runs", "archive", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr()
+
+    code, told = command("--older-than", "85d", "--keep-best", "0")
+    assert code == 0
+    assert f"{runs[9][:8]}" in told.out
+    assert "1 run would be archived: add --yes" in told.out
+    assert left(client, config) == set(runs)
+    assert "1 run archived" in command("--older-than", "85d", "--keep-best", "0", "--yes")[1].out
+    assert left(client, config) == set(runs[:9])
+    code, told = command("--older-than", "soon")
+    assert code == 2
+    assert "such as 90d" in told.err
