@@ -140,7 +140,8 @@ class Run:
                 for message in job.warnings:
                     self.warn(message)
                 async with self.executor.open(self.max_concurrency) as self.place:
-                    return await self.steps()
+                    measured = await self.steps()
+                return await self.log(*measured)
         except asyncio.CancelledError:
             if self.recorder.ended:
                 raise
@@ -180,7 +181,8 @@ class Run:
             split_sizes=self.job.splits.sizes,
         )
 
-    async def steps(self) -> OptimizationResult:
+    async def steps(self) -> tuple[OptimizationResult, EvaluationReport, EvaluationReport]:
+        """The result, with all examples of the baseline and of the winner."""
         self.budget.check_baseline()
         baseline = await self.measure(BASELINE, self.job.program)
         self.check_objectives(baseline)
@@ -202,15 +204,21 @@ class Run:
                 if not optimized.records:
                     program, optimized = self.job.program, baseline
         result = self.result(program, status, baseline, optimized)
+        return result, baseline, optimized
+
+    async def log(
+        self, result: OptimizationResult, baseline: EvaluationReport, optimized: EvaluationReport
+    ) -> OptimizationResult:
+        improvement, status = result.improvement_percentage, result.status
         measured = self.event(
             WinnerMeasured,
             metrics=optimized.metrics.model_dump(),
-            improvement=result.improvement_percentage,
+            improvement=improvement,
             p_value=result.statistical_significance,
         )
         self.tell(measured)
         self.stage("logging")
-        end = self.event(RunFinished, status=status, summary={"improvement": result.improvement_percentage})
+        end = self.event(RunFinished, status=status, summary={"improvement": improvement})
         await self.recorder.durable()
         await self.recorder.result(
             result, self.search.points, baseline, optimized, [measured, self.account(), end]

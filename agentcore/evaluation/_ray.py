@@ -1,17 +1,18 @@
 """Programs on the workers of a Ray cluster: this process keeps their models, and makes their LM calls."""
 
 import asyncio
+import contextlib
 import contextvars
 import hashlib
 import itertools
 import json
-from collections import OrderedDict, defaultdict, deque
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import cloudpickle
 import dspy
@@ -19,12 +20,19 @@ from dspy.clients._deprecation import adapter_message_call
 from dspy.dsp.utils.settings import DEFAULT_CONFIG
 
 from agentcore._threads import run_in_thread
-from agentcore.errors import ConfigurationError, ExecutorError, first_line
+from agentcore.errors import (
+    ConfigurationError,
+    ExecutorError,
+    environment_secrets,
+    first_line,
+    looks_random,
+)
 from agentcore.evaluation._executor import Ran, Runner
 from agentcore.evaluation._first_error import first_error
 from agentcore.evaluation._ray_start import connect
-from agentcore.evaluation._ray_wire import Answer, Outcome, Question, dump, dump_error
+from agentcore.evaluation._ray_wire import Answer, Asked, Outcome, Question, dump, dump_error
 from agentcore.evaluation._ray_worker import Worker, versions
+from agentcore.lm import lm_secrets
 
 if find_spec("ray") is None:
     raise ConfigurationError("executor 'ray' needs Ray: pip install 'agentcore[ray]'")
@@ -55,7 +63,8 @@ class RayExecutor:
         address: of the cluster; None takes RAY_ADDRESS, and without one starts Ray on this machine.
         workers: processes that run programs; None for one by CPU of the cluster, at most one by example
             in flight.
-        options: Ray's own for each worker, such as `num_cpus`, `num_gpus`, `resources`, `runtime_env`.
+        options: Ray's own for each worker, such as `num_cpus`, `num_gpus`, `resources`.
+        runtime_env: Ray's, such as `{"working_dir": "."}`, for workers that don't have the program's code.
         patience: seconds that the first worker may take to start.
     """
 
@@ -65,6 +74,7 @@ class RayExecutor:
         *,
         workers: int | None = None,
         options: Mapping[str, Any] | None = None,
+        runtime_env: Mapping[str, Any] | None = None,
         patience: float = 300.0,
     ) -> None:
         if workers is not None and workers < 1:
@@ -72,6 +82,7 @@ class RayExecutor:
         self.address = address
         self.workers = workers
         self.options = dict(options or {})
+        self.runtime_env = dict(runtime_env or {})
         self.patience = patience
 
     @asynccontextmanager
@@ -82,9 +93,9 @@ class RayExecutor:
             ExecutorError: no cluster answers, or no worker starts.
             ConfigurationError: the workers have other versions than the driver.
         """
-        ray = await run_in_thread(lambda: connect(self.address))
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        count = self.workers or max(1, min(cpus, at_once))
+        ray = await run_in_thread(lambda: connect(self.address, self.runtime_env))
+        cpus = ray.cluster_resources().get("CPU", 1) / (self.options.get("num_cpus") or 1)
+        count = self.workers or max(1, min(int(cpus), at_once))
         cluster = _Cluster(ray, count, self.options, self.patience)
         try:
             async with asyncio.TaskGroup() as group:
@@ -120,57 +131,103 @@ class _Shipped:
     program: Any
 
 
-@dataclass
-class _Example:
-    """One example over all its attempts, and what its models have said."""
+class _Said(NamedTuple):
+    """What a model answered, or the error that it raised."""
 
-    lms: list[Any]
-    said: defaultdict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
-    errors: list[Exception] = field(default_factory=list)
+    value: Any
+    error: Exception | None = None
+
+
+class _Example:
+    """One example over all its attempts: what its programs ask is asked once, whichever attempt asks it."""
+
+    def __init__(self, lms: list[Any], group: asyncio.TaskGroup) -> None:
+        self.lms = lms
+        self.group = group
+        self.context = contextvars.copy_context()
+        self.asked: defaultdict[str, list[asyncio.Task[_Said]]] = defaultdict(list)
+        self.errors: list[Exception] = []
+        self.tasks: set[asyncio.Task[Any]] = set()
+        self.ended = False
+
+    def begin(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Do something under the settings and on the account of the example."""
+        task = self.group.create_task(work, context=self.context.copy())
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
+    def end(self) -> None:
+        self.ended = True
+        for task in list(self.tasks):
+            task.cancel()
+
+    async def call(self, lm: Any, asked: Asked, *, blocking: bool) -> _Said:
+        prompt, messages, kwargs = asked
+        try:
+            # An adapter wrote the messages, on the worker. Lift with DSPy's own warning, in 3.5.
+            with adapter_message_call(lm, messages):
+                if blocking:
+                    return _Said(await run_in_thread(lambda: lm(prompt, messages=messages, **kwargs)))
+                return _Said(await lm.acall(prompt, messages=messages, **kwargs))
+        except asyncio.CancelledError as error:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return _Said(None, RuntimeError(f"the model raised CancelledError: {error}"))
+        except Exception as error:  # noqa: BLE001 - the program gets it, as it would here
+            return _Said(None, error)
+        except BaseException:
+            self.ended = True  # the group takes nothing more
+            raise
 
 
 @dataclass
 class _Attempt:
-    """One run of an example on one worker, and the LM calls that it makes here."""
+    """One run of an example on one worker."""
 
     example: _Example
     number: int
     actor: Any
-    group: asyncio.TaskGroup
-    context: contextvars.Context = field(default_factory=contextvars.copy_context)
-    asking: set[asyncio.Task[None]] = field(default_factory=set)
-    replay: dict[str, deque[Any]] = field(init=False)
+    seen: Counter[str] = field(default_factory=Counter)
 
-    def __post_init__(self) -> None:
-        self.replay = {key: deque(values) for key, values in self.example.said.items()}
+    def take(self, question: Question) -> None:
+        if not self.example.ended:
+            self.example.begin(self.answer(question))
 
-    def begin(self, answering: Coroutine[Any, Any, None]) -> None:
-        """Make an LM call under the settings and on the account of the example."""
-        task = self.group.create_task(answering, context=self.context.copy())
-        self.asking.add(task)
-        task.add_done_callback(self.asking.discard)
+    async def answer(self, question: Question) -> None:
+        """Have a question answered: as in an earlier attempt, where that has asked it."""
+        example = self.example
+        lm = example.lms[question.model]
+        try:
+            asked: Asked = cloudpickle.loads(question.content)
+        except Exception as error:  # noqa: BLE001 - classes that only the worker has
+            said = _Said(None, RuntimeError(f"the LM call can't be read by the driver: {first_line(error)}"))
+        else:
+            key = _key(question.model, asked)
+            number = self.seen[key]
+            self.seen[key] += 1
+            if number == len(example.asked[key]):
+                example.asked[key].append(example.begin(example.call(lm, asked, blocking=question.blocking)))
+            # Another attempt may wait for the same answer.
+            said = await asyncio.shield(example.asked[key][number])
+        self.actor.answer.remote(self.number, self.packed(question.number, lm, said))
 
-    async def ask(self, question: Question) -> Any:
-        """A model's answer: the one that an earlier attempt had, else a new one."""
-        key = _key(question)
-        if self.replay.get(key):
-            return self.replay[key].popleft()
-        lm = self.example.lms[question.model]
-        prompt, messages, kwargs = question.prompt, question.messages, question.kwargs
-        # An adapter wrote the messages, on the worker. Lift with DSPy's own warning, in 3.5.
-        with adapter_message_call(lm, messages):
-            if question.blocking:
-                answer = await run_in_thread(lambda: lm(prompt, messages=messages, **kwargs))
-            else:
-                answer = await lm.acall(prompt, messages=messages, **kwargs)
-        self.example.said[key].append(answer)
-        return answer
+    def packed(self, question: int, lm: Any, said: _Said) -> Answer:
+        if said.error is None:
+            try:
+                return Answer(question, cloudpickle.dumps(said.value))
+            except Exception as error:  # noqa: BLE001 - an engine of the user's may answer anything
+                said = _Said(None, TypeError(f"the answer can't be sent to a worker: {first_line(error)}"))
+        assert said.error is not None
+        self.example.errors.append(said.error)
+        content = dump_error(said.error, [*lm_secrets(lm), *filter(looks_random, environment_secrets())])
+        return Answer(question, content, len(self.example.errors) - 1)
 
 
-def _key(question: Question) -> str:
-    asked = [question.model, question.prompt, question.messages, question.kwargs]
+def _key(model: int, asked: Asked) -> str:
     return json.dumps(
-        asked, sort_keys=True, default=lambda value: getattr(value, "__qualname__", repr(value))
+        [model, *asked], sort_keys=True, default=lambda value: getattr(value, "__qualname__", repr(value))
     )
 
 
@@ -179,11 +236,13 @@ class _Cluster:
 
     def __init__(self, ray: Any, count: int, options: dict[str, Any], patience: float) -> None:
         self.ray = ray
-        self.died = ray.exceptions.RayActorError
         self.patience = patience
         chosen = {"num_cpus": 1, **options, "max_concurrency": _AT_ONCE}
-        self._make = ray.remote(Worker).options(**chosen).remote
-        self.workers = [_Worker(self._make()) for _ in range(count)]
+        try:
+            self._make = ray.remote(Worker).options(**chosen).remote
+            self.workers = [_Worker(self._make()) for _ in range(count)]
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"RayExecutor(options=…): {first_line(error)}") from None
         self._changed = asyncio.Condition()
         self._numbers = itertools.count()
         self._attempts: dict[int, _Attempt] = {}
@@ -192,12 +251,17 @@ class _Cluster:
 
     def close(self) -> None:
         for worker in self.workers:
-            self.ray.kill(worker.actor)
+            self.kill(worker.actor)
 
     # Programs
 
     async def prepare(self, program: Any) -> Runner:
         current = dspy.settings.config
+        if current.get("track_usage"):
+            raise ConfigurationError(
+                "executor 'ray' doesn't carry the usage of single predictions: leave track_usage out, "
+                "result.spend and the records have it"
+            )
         settings = {
             name: value
             for name, value in current.items()
@@ -227,48 +291,50 @@ class _Cluster:
     async def run(
         self, shipped: _Shipped, inputs: Mapping[str, Any], *, trace: list[Any] | None = None
     ) -> Ran:
-        example = _Example(shipped.lms)
         content = cloudpickle.dumps(dict(inputs))
-        for attempt in range(_ATTEMPTS):
-            async with self.worker(alone=attempt > 0) as worker:
-                actor = worker.actor
+        try:
+            async with asyncio.TaskGroup() as group:
+                example = _Example(shipped.lms, group)
                 try:
-                    outcome = await self.attempt(actor, example, shipped, content, trace is not None)
-                except self.died:
+                    outcome = await self.outcome(example, shipped, content, trace is not None)
+                finally:
+                    example.end()
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        return _result(outcome, example, shipped.program, trace)
+
+    async def outcome(self, example: _Example, shipped: _Shipped, inputs: bytes, tracing: bool) -> Outcome:
+        """An example's outcome on whichever worker lives to its end."""
+        errors = self.ray.exceptions
+        for number in range(_ATTEMPTS):
+            async with self.worker(alone=number > 0) as worker:
+                actor = worker.actor
+                attempt = _Attempt(example, next(self._numbers), actor)
+                self._attempts[attempt.number] = attempt
+                ended = False
+                try:
+                    asked = (attempt.number, shipped.digest, shipped.ref, inputs, tracing)
+                    outcome: Outcome = await actor.run.remote(*asked)
+                    ended = True
+                    return outcome
+                except errors.RayTaskError as error:
+                    raise ExecutorError(f"a Ray worker failed: {_cause(error)}") from None
+                except errors.RayError:  # it died: killed, out of memory, its node is gone
+                    ended = True
                     await self.replace(worker, actor)
-                else:
-                    return _result(outcome, example, shipped.program, trace)
+                finally:
+                    del self._attempts[attempt.number]
+                    if not ended:
+                        actor.stop.remote(attempt.number)
         raise RuntimeError(
             f"its Ray worker died {_ATTEMPTS} times while the program ran, in the end with nothing else on it"
         )
-
-    async def attempt(
-        self, actor: Any, example: _Example, shipped: _Shipped, inputs: bytes, tracing: bool
-    ) -> Outcome:
-        number = next(self._numbers)
-        try:
-            async with asyncio.TaskGroup() as group:
-                attempt = self._attempts[number] = _Attempt(example, number, actor, group)
-                ended = False
-                try:
-                    outcome: Outcome = await actor.run.remote(
-                        number, shipped.digest, shipped.ref, inputs, tracing
-                    )
-                    ended = True
-                    return outcome
-                finally:
-                    self._attempts.pop(number, None)
-                    if not ended:
-                        actor.stop.remote(number)
-                    for task in list(attempt.asking):
-                        task.cancel()
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
 
     # Workers
 
     async def serve(self, worker: _Worker) -> None:
         """Answer a worker's questions as long as it lives, and those of its successors."""
+        errors = self.ray.exceptions
         died = 0
         while True:
             actor = worker.actor
@@ -279,8 +345,10 @@ class _Cluster:
                 for question in await actor.questions.remote():
                     attempt = self._attempts.get(question.example)
                     if attempt is not None:
-                        attempt.begin(self.answer(attempt, question))
-            except self.died as error:
+                        attempt.take(question)
+            except errors.RayTaskError as error:
+                raise ExecutorError(f"a Ray worker failed: {_cause(error)}") from None
+            except errors.RayError as error:
                 died += not worker.ready
                 if died >= _STARTS:
                     raise ExecutorError(
@@ -290,18 +358,20 @@ class _Cluster:
 
     async def greet(self, worker: _Worker) -> None:
         """Wait until a worker is there, of the same versions as this process."""
-        try:
-            async with asyncio.timeout(self.patience):
-                theirs = await worker.actor.hello.remote()
-        except TimeoutError:
-            if not any(other.ready for other in self.workers):
+        hello = worker.actor.hello.remote()
+        while True:
+            try:
+                async with asyncio.timeout(self.patience):
+                    theirs = await hello
+                break
+            except TimeoutError:
+                if any(other.ready for other in self.workers):
+                    continue  # it may come later, when the cluster has grown
                 raise ExecutorError(
-                    f"no Ray worker has started for {self.patience:g} s. The cluster has "
-                    f"{self.ray.cluster_resources()}; what a worker needs is RayExecutor(options={{…}})"
+                    f"no Ray worker has started for {self.patience:g} s. Of {self.ray.cluster_resources()} "
+                    f"there is free: {self.ray.available_resources()}. What a worker needs, and how many: "
+                    "RayExecutor(workers=…, options={…})"
                 ) from None
-            return
-        except self.ray.exceptions.RayTaskError as error:
-            raise ExecutorError(f"Ray's workers can't begin: {_cause(error)}") from None
         differing = {name: value for name, value in versions().items() if theirs[name] != value}
         if differing:
             told = ", ".join(f"{name} {theirs[name]} (here {value})" for name, value in differing.items())
@@ -314,19 +384,13 @@ class _Cluster:
         """Start another actor in a dead one's place; whoever notices first does it."""
         async with self._changed:
             if worker.actor is dead:
-                self.ray.kill(dead)
+                self.kill(dead)
                 worker.actor, worker.ready = self._make(), False
+                self._changed.notify_all()
 
-    async def answer(self, attempt: "_Attempt", question: Question) -> None:
-        try:
-            answer = Answer(question.number, cloudpickle.dumps(await attempt.ask(question)))
-        except Exception as error:  # noqa: BLE001 - the program gets it, as it would here
-            attempt.example.errors.append(error)
-            answer = Answer(question.number, dump_error(error), len(attempt.example.errors) - 1)
-        except BaseException:
-            self._attempts.pop(attempt.number, None)  # its group takes no more questions
-            raise
-        attempt.actor.answer.remote(attempt.number, answer)
+    def kill(self, actor: Any) -> None:
+        with contextlib.suppress(self.ray.exceptions.RayError):  # it is gone already
+            self.ray.kill(actor)
 
     @asynccontextmanager
     async def worker(self, *, alone: bool) -> AsyncIterator[_Worker]:
@@ -336,15 +400,11 @@ class _Cluster:
             return [worker for worker in self.workers if worker.ready and not worker.alone]
 
         async with self._changed:
-            await self._changed.wait_for(free)
-            chosen = min(free(), key=lambda worker: worker.running)
-            chosen.alone = alone
-            try:
-                await self._changed.wait_for(lambda: not alone or (chosen.ready and chosen.running == 0))
-            except BaseException:
-                chosen.alone = False
-                self._changed.notify_all()
-                raise
+            while True:
+                await self._changed.wait_for(free)
+                chosen = min(free(), key=lambda worker: worker.running)
+                if not alone or await self.empty(chosen):
+                    break
             chosen.running += 1
         try:
             yield chosen
@@ -353,6 +413,19 @@ class _Cluster:
             chosen.alone = chosen.alone and not alone
             # Not awaited: a cancelled example must give its place back too.
             self._tell_soon()
+
+    async def empty(self, chosen: _Worker) -> bool:
+        """Keep a worker for one example, once the others on it are done; False where it died meanwhile."""
+        chosen.alone = True
+        kept = False
+        try:
+            await self._changed.wait_for(lambda: not chosen.ready or chosen.running == 0)
+            kept = chosen.ready
+        finally:
+            if not kept:
+                chosen.alone = False
+                self._changed.notify_all()
+        return kept
 
     def _tell_soon(self) -> None:
         async def tell() -> None:

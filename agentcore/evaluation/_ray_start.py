@@ -9,14 +9,14 @@ import threading
 from concurrent.futures import Future
 from typing import Any
 
-from agentcore.errors import ExecutorError, first_line
+from agentcore.errors import ConfigurationError, ExecutorError, first_line
 
 _logger = logging.getLogger(__name__)
 _PATIENCE = 10.0
 _connecting = threading.Lock()
 
 
-def connect(address: str | None) -> Any:
+def connect(address: str | None, runtime_env: dict[str, Any] | None = None) -> Any:
     """The connected module `ray`. What is started ends with this process.
 
     Args:
@@ -24,6 +24,7 @@ def connect(address: str | None) -> Any:
 
     Raises:
         ExecutorError: there is no cluster there, or Ray can't be started.
+        ConfigurationError: this process is connected already, to another cluster or without `runtime_env`.
     """
     address = address or os.environ.get("RAY_ADDRESS")
     with _connecting:
@@ -31,13 +32,15 @@ def connect(address: str | None) -> Any:
             _settle_own()
         import ray
 
-        if not ray.is_initialized():
+        if ray.is_initialized():
+            _check_same(ray, address, runtime_env)
+        else:
             # Ray's processes end with the thread that started them: it has to stay.
             begun: Future[None] = Future()
 
             def stay() -> None:
                 try:
-                    _init(ray, address)
+                    _init(ray, address, runtime_env)
                 except BaseException as error:  # noqa: BLE001 - handed to the one who waits
                     begun.set_exception(error)
                 else:
@@ -66,8 +69,22 @@ def _settle_own() -> None:
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
-def _init(ray: Any, address: str | None) -> None:
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+def _check_same(ray: Any, address: str | None, runtime_env: dict[str, Any] | None) -> None:
+    context = ray.get_runtime_context()
+    if address and address not in ("auto", "local", context.gcs_address) and "://" not in address:
+        raise ConfigurationError(
+            f"this process is connected to the Ray cluster at {context.gcs_address}, not {address}: "
+            "ray.shutdown() first, or use another process"
+        )
+    if runtime_env and any(context.runtime_env.get(name) is None for name in runtime_env):
+        raise ConfigurationError(
+            "runtime_env counts when a process connects to Ray, and this one is connected already: "
+            "ray.shutdown() first, or use another process"
+        )
+
+
+def _init(ray: Any, address: str | None, runtime_env: dict[str, Any] | None) -> None:
+    quiet = {"log_to_driver": False, "logging_level": "ERROR", "runtime_env": runtime_env or None}
     try:
         if address:
             _probe(address)

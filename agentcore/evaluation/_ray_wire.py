@@ -3,12 +3,14 @@
 import io
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import cloudpickle
 import dspy
+
+from agentcore.errors import replace_secrets
 
 _CONNECTION = re.compile(
     r"key|secret|password|credential|auth|header|url|base|endpoint|(?<!max_)(?<!completion_)token\b", re.I
@@ -46,6 +48,10 @@ class Model:
         return cls(number, str(lm.model), lm.model_type, bool(lm.cache), kwargs, abilities)
 
 
+Asked = tuple[Any, Any, dict[str, Any]]
+"""Prompt, messages and settings of an LM call."""
+
+
 @dataclass(frozen=True)
 class Question:
     """An LM call that a worker's program makes."""
@@ -55,9 +61,8 @@ class Question:
     model: int
     blocking: bool
     """Whether the program called synchronously."""
-    prompt: Any
-    messages: Any
-    kwargs: dict[str, Any]
+    content: bytes
+    """`Asked`."""
 
 
 @dataclass(frozen=True)
@@ -123,11 +128,15 @@ def load(content: bytes, stand_in: Callable[[Model], Any]) -> Any:
     return _Unpickler(io.BytesIO(content), stand_in).load()
 
 
-def dump_error(error: BaseException) -> bytes:
-    """An error as bytes that can be read again: where its own can't, a RuntimeError's with its text."""
+def dump_error(error: BaseException, secrets: Iterable[str] = ()) -> bytes:
+    """An error as bytes that can be read again and hold no secret: where its own can't or do, those of a
+    RuntimeError with its text."""
+    text = replace_secrets(f"{type(error).__name__}: {error}", secrets)
     try:
         content: bytes = cloudpickle.dumps(error)
         cloudpickle.loads(content)  # some can be written and not read
     except Exception:  # noqa: BLE001 - errors of any library
-        return cloudpickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))  # type: ignore[no-any-return]
+        content = cloudpickle.dumps(RuntimeError(text))
+    if any(secret and secret.encode() in content for secret in secrets):
+        content = cloudpickle.dumps(RuntimeError(text))
     return content

@@ -16,7 +16,7 @@ from dspy.utils.callback import BaseCallback
 
 from agentcore.errors import first_line
 from agentcore.evaluation._executor import Ran, call_program
-from agentcore.evaluation._ray_wire import Answer, Model, Outcome, Question, dump_error, load
+from agentcore.evaluation._ray_wire import Answer, Asked, Model, Outcome, Question, dump_error, load
 
 _KEPT_PROGRAMS = 16
 """A search works on some candidates at once; what is asked for again is sent again."""
@@ -26,6 +26,12 @@ def versions() -> dict[str, str]:
     """Of what a driver and its workers must have in common."""
     python = ".".join(platform.python_version_tuple()[:2])
     return {"python": python, "dspy": version("dspy"), "agentcore": version("agentcore")}
+
+
+_REFUSED = (
+    "the program made a model of its own while it ran ({}): on Ray no cap and no account would know of its "
+    "calls. Make it in the program's __init__, or pass it as lm="
+)
 
 
 class Stopped(BaseException):
@@ -78,18 +84,18 @@ class WorkerLM(dspy.BaseLM):
             for key, value in self.kwargs.items()
             if key not in self._given.kwargs or self._given.kwargs[key] != value
         }
+        changed |= dict.fromkeys(self._given.kwargs.keys() - self.kwargs.keys())
         if self.cache != self._given.cache:
             changed["cache"] = self.cache
-        return example.ask(self._given.number, blocking, prompt, messages, {**changed, **kwargs})
+        if (self.model, self.model_type) != (self._given.name, self._given.type):
+            raise UnknownModel(_REFUSED.format(self.model))
+        asked: Asked = (prompt, messages, {**changed, **kwargs})
+        return example.ask(self._given.number, blocking, asked)
 
 
 class _OnlyKnownModels(BaseCallback):
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        raise UnknownModel(
-            f"the program made a model of its own while it ran ({getattr(instance, 'model', instance)}): on "
-            "Ray no cap and no account would know of its calls. Make it in the program's __init__, or pass "
-            "it as lm="
-        )
+        raise UnknownModel(_REFUSED.format(getattr(instance, "model", instance)))
 
 
 class _Example:
@@ -101,15 +107,14 @@ class _Example:
         self.stopped = False
         self.waiting: dict[int, Future[Any]] = {}
 
-    def ask(
-        self, model: int, blocking: bool, prompt: Any, messages: Any, kwargs: dict[str, Any]
-    ) -> "Future[Any]":
+    def ask(self, model: int, blocking: bool, asked: Asked) -> "Future[Any]":
+        content = cloudpickle.dumps(asked)
         future: Future[Any] = Future()
         number = next(self.worker.numbers)
         self.waiting[number] = future
         if self.stopped:
             raise Stopped
-        self.worker.send(Question(number, self.number, model, blocking, prompt, messages, kwargs))
+        self.worker.send(Question(number, self.number, model, blocking, content))
         return future
 
     def stop(self) -> None:
@@ -156,7 +161,7 @@ class Worker:
         except Exception as error:  # noqa: BLE001 - whatever an import of the user's code raises
             return Outcome(
                 unable=f"{type(error).__name__}: {first_line(error)}. Give the workers the program's code: "
-                "RayExecutor(options={'runtime_env': {'working_dir': '.'}})"
+                "RayExecutor(runtime_env={'working_dir': '.'})"
             )
         example = self._examples[number] = _Example(self, number)
         trace: list[Any] | None = [] if tracing else None
@@ -185,7 +190,13 @@ class Worker:
         future = found.waiting.pop(answer.question, None) if found else None
         if future is None or future.done():
             return
-        value = cloudpickle.loads(answer.content)
+        try:
+            value = cloudpickle.loads(answer.content)
+        except Exception as error:  # noqa: BLE001 - classes that only the driver has
+            value = RuntimeError(f"the model's answer can't be read by the worker: {first_line(error)}")
+            if answer.error_number is None:
+                future.set_exception(value)
+                return
         if answer.error_number is None:
             future.set_result(value)
         else:
@@ -220,6 +231,8 @@ class Worker:
                 raise
             # The program's own: it would look like this call's.
             raise RuntimeError(f"the program raised CancelledError: {error}") from None
+        except (SystemExit, KeyboardInterrupt) as error:  # would end the loop of all programs
+            raise RuntimeError(f"the program raised {type(error).__name__}: {error}") from None
 
     async def _in_programs_loop(self, work: Coroutine[Any, Any, Ran]) -> Ran:
         ran: Ran = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._programs_loop))

@@ -22,13 +22,13 @@ class Remembering:
 
     def format_system_message(self, signature: Any) -> Any:
         write = super().format_system_message  # type: ignore[misc]
-        return self._once(signature, lambda: write(signature))
+        return self._once((signature, signature.instructions), lambda: write(signature))
 
     def format_demos(self, signature: Any, demos: Sequence[Any]) -> Any:
         write, content = super().format_demos, _content(demos)  # type: ignore[misc]
         if content is None:
             return write(signature, demos)
-        messages = self._once((signature, content), lambda: write(signature, demos))
+        messages = self._once((signature, signature.instructions, content), lambda: write(signature, demos))
         return [dict(message) for message in messages]
 
     def _once(self, key: Hashable, write: Callable[[], Any]) -> Any:
@@ -80,6 +80,8 @@ def _content(demos: Sequence[Any]) -> Hashable | None:
 
 def _class(plain: type) -> type:
     made = type(plain.__name__, (Remembering, plain), {"plain": plain})
+    # DSPy wraps them in callbacks for each new class: they would be told everything twice.
+    made.format, made.parse = plain.format, plain.parse  # type: ignore[attr-defined]
     made.__module__, made.__qualname__ = plain.__module__, plain.__qualname__
     return made
 

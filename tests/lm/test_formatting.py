@@ -1,11 +1,13 @@
 """Prompts written once are DSPy's own, word for word."""
 
+import contextlib
 import copy
 import pickle
 from typing import Literal
 
 import dspy
 import pytest
+from dspy.utils.callback import BaseCallback
 
 from agentcore.lm import remembering
 
@@ -62,6 +64,37 @@ def test_the_same_is_written_once(monkeypatch):
     demos[0]["claim"] = "Ice is cold"  # changed in place
     assert "Ice is cold" in str(adapter.format(Judge, demos, INPUTS))
     assert len(written) == 2
+
+
+@pytest.mark.parametrize("kind", ADAPTERS)
+def test_callbacks_are_told_once(kind):
+    class Listening(BaseCallback):
+        def __init__(self):
+            self.told = []
+
+        def on_adapter_format_start(self, call_id, instance, inputs):
+            self.told.append("format")
+
+        def on_adapter_parse_start(self, call_id, instance, inputs):
+            self.told.append("parse")
+
+    plain, listening = Listening(), Listening()
+    for adapter, listener in ((kind(), plain), (remembering(kind()), listening)):
+        with dspy.context(callbacks=[listener]):
+            adapter.format(Judge, DEMOS, INPUTS)
+            with contextlib.suppress(Exception):
+                adapter.parse(Judge, "nothing")
+    assert listening.told == plain.told != []
+
+
+def test_an_instruction_that_was_changed_in_place_counts():
+    class Own(Judge):
+        """First."""
+
+    adapter = remembering()
+    assert "First." in str(adapter.format(Own, DEMOS, INPUTS))
+    Own.instructions = "Second."
+    assert "Second." in str(adapter.format(Own, DEMOS, INPUTS))
 
 
 def test_it_is_the_adapter_that_was_given():

@@ -225,6 +225,9 @@ asyncio.run(main())
 
 
 def client() -> Any:
+    # As docs/operations.md says: without these it would ask S3 itself, by its name inside the stack.
+    os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD"] = "false"
+    os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"] = "false"
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=URI)
