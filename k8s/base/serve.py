@@ -64,10 +64,27 @@ def check() -> None:
 
 
 def migrate() -> None:
+    wait_for_database()
+    subprocess.run(["mlflow", "db", "upgrade", database()], check=True)
     if auth():  # or the first servers would race to make its tables
         command = [sys.executable, "-m", "mlflow.server.auth", "db", "upgrade", "--url", database()]
         subprocess.run(command, check=True)
-    os.execvp("mlflow", ["mlflow", "db", "upgrade", database()])
+
+
+def wait_for_database() -> None:
+    """Where all is started at once, Postgres takes longer than this."""
+    import psycopg
+
+    address = database().replace("postgresql+psycopg:", "postgresql:")
+    deadline = time.monotonic() + 300
+    while True:
+        try:
+            psycopg.connect(address, connect_timeout=5).close()
+            return
+        except psycopg.OperationalError as error:
+            if time.monotonic() > deadline:
+                sys.exit(str(error))
+            time.sleep(2)
 
 
 def wait() -> None:
