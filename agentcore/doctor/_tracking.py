@@ -77,6 +77,7 @@ def check_clock(config: MLflowConfig) -> list[Finding]:
 def check_artifacts(config: MLflowConfig) -> list[Finding]:
     """Write, read and delete a file where the experiment's runs keep theirs."""
     content = uuid.uuid4().hex * 1000
+    done: list[str] = []
     root = ""
 
     def round_trip(client: Any) -> float:
@@ -92,23 +93,24 @@ def check_artifacts(config: MLflowConfig) -> list[Finding]:
             sent.write_text(content)
             began = time.monotonic()
             store.log_artifact(str(sent))
-            try:
-                received = store.download_artifacts("doctor.txt", str(Path(scratch)))
-                if Path(received).read_text() != content:
-                    raise OSError("what was read is not what was written")
-            finally:
-                store.delete_artifacts("doctor.txt")
+            done.append("written")
+            received = store.download_artifacts("doctor.txt", str(Path(scratch)))
+            if Path(received).read_text() != content:
+                raise OSError("what was read is not what was written")
+            done.append("read")
+            store.delete_artifacts("doctor.txt")
             return time.monotonic() - began
 
     try:
         seconds = connection_to(config).run(round_trip)
     except TrackingError as error:
-        advice = (
-            "Look at the server's log: its S3 endpoint, bucket and keys"
-            if config.tracking_uri.startswith("http")
-            else "Check that the directory can be written"
-        )
-        return [Finding("artifacts", "failed", str(error), advice)]
+        message = f"{' and '.join(done)}, but then: {error}" if done else str(error)
+        advice = "Check that the directory can be written"
+        if config.tracking_uri.startswith("http"):
+            advice = "Look at the server's log: its S3 endpoint, bucket and keys"
+        if done == ["written", "read"]:
+            advice = "Runs are tracked; what is deleted stays in the store, and mlflow gc will fail"
+        return [Finding("artifacts", "failed", message, advice)]
     return [
         Finding("artifacts", "ok", f"written, read and deleted under {shown_uri(root)} in {seconds:.1f} s")
     ]

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import shutil
 import threading
 import time
@@ -136,6 +137,8 @@ class Connection:
                 "refuses this name and password. Set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
                 "or MLFLOW_TRACKING_TOKEN"
             )
+        elif (failed := re.search(r"too many (\d{3}) error responses", text)) is not None:
+            message = f"answers with {failed[1]}: look at the server's log"
         elif "Connection refused" in text or "Max retries exceeded" in text:
             message = (
                 "can't be reached. Start it, or set MLFLOW_TRACKING_URI (sqlite:///mlflow.db needs no server)"
