@@ -154,7 +154,7 @@ def test_components_do_what_they_say(tmp_path):
     kinds = {item["kind"] for item in objects}
     assert {"Ingress", "ServiceMonitor", "CronJob", "RayJob"} <= kinds
     jobs = {item["metadata"]["name"] for item in objects if item["kind"] in ("Job", "CronJob")}
-    assert jobs == {"mlflow-migrate", "mlflow-gc", "mlflow-backup", "optimize"}
+    assert jobs == {"mlflow-migrate", "mlflow-gc", "mlflow-backup", "mlflow-restore", "optimize"}
 
 
 # The compose file
