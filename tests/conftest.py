@@ -3,9 +3,9 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 # Before anything imports DSPy: its disk cache must not outlive the suite, nor come from the user's home.
 os.environ.setdefault("DSPY_CACHEDIR", "/nonexistent/agentcore-tests")
@@ -80,3 +80,18 @@ def own_stack(stack: "Stack") -> "Stack":
 def server(stack: "Stack", request: pytest.FixtureRequest) -> MLflowConfig:
     """MLflow's server, with an experiment of the test's own."""
     return MLflowConfig(tracking_uri=stack.uri, experiment_name=request.node.name, request_timeout=2)
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs a command in this process: its exit code, and what it printed."""
+
+    def run(*arguments: str) -> Any:
+        from agentcore.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["agentcore", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code, capsys.readouterr()
+
+    return run

@@ -2,27 +2,13 @@
 
 import re
 import stat
-import sys
 from pathlib import Path
 
-import pytest
 from dotenv import dotenv_values
 
-from agentcore.cli import main
 from agentcore.settings import MLflowConfig, Settings, StackSettings
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["agentcore", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code, capsys.readouterr()
-
-    return run
 
 
 def test_it_writes_secrets_for_the_user_alone(command, tmp_path):

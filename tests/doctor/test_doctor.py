@@ -1,11 +1,9 @@
 """`agentcore doctor` against the real stack: all well, and each thing that goes wrong for users."""
 
 import json
-import sys
 
 import pytest
 
-from agentcore.cli import main
 from agentcore.doctor import CHECKS, Places, diagnose
 from agentcore.errors import ConfigurationError
 from agentcore.settings import MLflowConfig, StackSettings
@@ -199,17 +197,6 @@ def test_the_stacks_own_variables_tell_where_it_is(monkeypatch):
     assert settings.database_url == "postgresql+psycopg://mlflow:a%40b@127.0.0.1:5433/mlflow"
     assert (settings.bucket, settings.s3_endpoint) == ("mlflow", "http://127.0.0.1:8333")
     assert settings.s3_keys == ("key", "secret")
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["agentcore", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        return end.value.code, capsys.readouterr()
-
-    return run
 
 
 def test_exit_codes_and_json(command, monkeypatch, config):

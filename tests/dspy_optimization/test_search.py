@@ -11,17 +11,7 @@ from agentcore.dspy_optimization import OptimizationPipeline
 from agentcore.dspy_optimization.search import behind
 from agentcore.lm import offline_lm
 from agentcore.lm.offline import AsyncOfflineEngine, OfflineEngine
-from tests.support import AsyncClassifier, Classifier, colours, request
-
-
-class TwoSteps(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.describe = dspy.Predict("thing -> kind")
-        self.name = dspy.Predict("thing, kind -> colour")
-
-    def forward(self, thing):
-        return self.name(thing=thing, kind=self.describe(thing=thing).kind)
+from tests.support import AsyncClassifier, Classifier, TwoSteps, colours, request
 
 
 class Uneven(OfflineEngine):

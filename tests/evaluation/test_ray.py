@@ -20,7 +20,7 @@ from agentcore.errors import ConfigurationError, ExecutorError, LMUnavailableErr
 from agentcore.evaluation import Limits, RayExecutor, ScoredMetric, evaluate, exact_match, resolve_executor
 from agentcore.lm import offline_lm
 from agentcore.lm.offline import AsyncOfflineEngine, OfflineEngine
-from tests.support import AsyncClassifier, Classifier, colours, request
+from tests.support import AsyncClassifier, Classifier, TwoSteps, colours, request
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.asyncio(loop_scope="module")]
 
@@ -133,16 +133,6 @@ async def test_a_killed_workers_examples_run_again_and_pay_nothing_twice():
     assert [record.failed for record in report.records] == [None] * 40
     assert [record.lm_calls for record in report.records] == [2] * 40
     assert engine.calls == 80  # neither what was answered nor what was under way is asked again
-
-
-class TwoSteps(dspy.Module):
-    def __init__(self):
-        super().__init__()
-        self.describe = dspy.Predict("thing -> kind")
-        self.name = dspy.Predict("thing, kind -> colour")
-
-    def forward(self, thing):
-        return self.name(thing=thing, kind=self.describe(thing=thing).kind)
 
 
 class Deadly(dspy.Module):

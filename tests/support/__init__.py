@@ -34,6 +34,18 @@ class AsyncClassifier(Classifier):
         return await self.predict.acall(thing=thing)
 
 
+class TwoSteps(dspy.Module):
+    """A program of two predictors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.describe = dspy.Predict("thing -> kind")
+        self.name = dspy.Predict("thing, kind -> colour")
+
+    def forward(self, thing: str) -> Any:
+        return self.name(thing=thing, kind=self.describe(thing=thing).kind)
+
+
 def colours(count: int = 45) -> Dataset:
     """Things whose words tell the colour, so that a nearest neighbour can learn it."""
     words = {"green": "leaf grass moss", "red": "blood cherry brick", "yellow": "lemon sun butter"}
