@@ -209,16 +209,17 @@ class Run:
     async def log(
         self, result: OptimizationResult, baseline: EvaluationReport, optimized: EvaluationReport
     ) -> OptimizationResult:
-        improvement, status = result.improvement_percentage, result.status
         measured = self.event(
             WinnerMeasured,
             metrics=optimized.metrics.model_dump(),
-            improvement=improvement,
+            improvement=result.improvement_percentage,
             p_value=result.statistical_significance,
         )
         self.tell(measured)
         self.stage("logging")
-        end = self.event(RunFinished, status=status, summary={"improvement": improvement})
+        end = self.event(
+            RunFinished, status=result.status, summary={"improvement": result.improvement_percentage}
+        )
         await self.recorder.durable()
         await self.recorder.result(
             result, self.search.points, baseline, optimized, [measured, self.account(), end]

@@ -2,37 +2,32 @@
 
 import asyncio
 import contextlib
-import contextvars
 import hashlib
 import itertools
-import json
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import cloudpickle
 import dspy
-from dspy.clients._deprecation import adapter_message_call
 from dspy.dsp.utils.settings import DEFAULT_CONFIG
 
 from agentcore._threads import run_in_thread
 from agentcore.errors import (
     ConfigurationError,
     ExecutorError,
-    environment_secrets,
     first_line,
-    looks_random,
 )
 from agentcore.evaluation._executor import Ran, Runner
 from agentcore.evaluation._first_error import first_error
+from agentcore.evaluation._ray_example import Attempt, Example, result_of
 from agentcore.evaluation._ray_start import connect
-from agentcore.evaluation._ray_wire import Answer, Asked, Outcome, Question, dump, dump_error
+from agentcore.evaluation._ray_wire import Outcome, dump
 from agentcore.evaluation._ray_worker import Worker, versions
-from agentcore.lm import lm_secrets
 
 if find_spec("ray") is None:
     raise ConfigurationError("executor 'ray' needs Ray: pip install 'agentcore[ray]'")
@@ -131,106 +126,6 @@ class _Shipped:
     program: Any
 
 
-class _Said(NamedTuple):
-    """What a model answered, or the error that it raised."""
-
-    value: Any
-    error: Exception | None = None
-
-
-class _Example:
-    """One example over all its attempts: what its programs ask is asked once, whichever attempt asks it."""
-
-    def __init__(self, lms: list[Any], group: asyncio.TaskGroup) -> None:
-        self.lms = lms
-        self.group = group
-        self.context = contextvars.copy_context()
-        self.asked: defaultdict[str, list[asyncio.Task[_Said]]] = defaultdict(list)
-        self.errors: list[Exception] = []
-        self.tasks: set[asyncio.Task[Any]] = set()
-        self.ended = False
-
-    def begin(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Do something under the settings and on the account of the example."""
-        task = self.group.create_task(work, context=self.context.copy())
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
-        return task
-
-    def end(self) -> None:
-        self.ended = True
-        for task in list(self.tasks):
-            task.cancel()
-
-    async def call(self, lm: Any, asked: Asked, *, blocking: bool) -> _Said:
-        prompt, messages, kwargs = asked
-        try:
-            # An adapter wrote the messages, on the worker. Lift with DSPy's own warning, in 3.5.
-            with adapter_message_call(lm, messages):
-                if blocking:
-                    return _Said(await run_in_thread(lambda: lm(prompt, messages=messages, **kwargs)))
-                return _Said(await lm.acall(prompt, messages=messages, **kwargs))
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            return _Said(None, RuntimeError(f"the model raised CancelledError: {error}"))
-        except Exception as error:  # noqa: BLE001 - the program gets it, as it would here
-            return _Said(None, error)
-        except BaseException:
-            self.ended = True  # the group takes nothing more
-            raise
-
-
-@dataclass
-class _Attempt:
-    """One run of an example on one worker."""
-
-    example: _Example
-    number: int
-    actor: Any
-    seen: Counter[str] = field(default_factory=Counter)
-
-    def take(self, question: Question) -> None:
-        if not self.example.ended:
-            self.example.begin(self.answer(question))
-
-    async def answer(self, question: Question) -> None:
-        """Have a question answered: as in an earlier attempt, where that has asked it."""
-        example = self.example
-        lm = example.lms[question.model]
-        try:
-            asked: Asked = cloudpickle.loads(question.content)
-        except Exception as error:  # noqa: BLE001 - classes that only the worker has
-            said = _Said(None, RuntimeError(f"the LM call can't be read by the driver: {first_line(error)}"))
-        else:
-            key = _key(question.model, asked)
-            number = self.seen[key]
-            self.seen[key] += 1
-            if number == len(example.asked[key]):
-                example.asked[key].append(example.begin(example.call(lm, asked, blocking=question.blocking)))
-            # Another attempt may wait for the same answer.
-            said = await asyncio.shield(example.asked[key][number])
-        self.actor.answer.remote(self.number, self.packed(question.number, lm, said))
-
-    def packed(self, question: int, lm: Any, said: _Said) -> Answer:
-        if said.error is None:
-            try:
-                return Answer(question, cloudpickle.dumps(said.value))
-            except Exception as error:  # noqa: BLE001 - an engine of the user's may answer anything
-                said = _Said(None, TypeError(f"the answer can't be sent to a worker: {first_line(error)}"))
-        assert said.error is not None
-        self.example.errors.append(said.error)
-        content = dump_error(said.error, [*lm_secrets(lm), *filter(looks_random, environment_secrets())])
-        return Answer(question, content, len(self.example.errors) - 1)
-
-
-def _key(model: int, asked: Asked) -> str:
-    return json.dumps(
-        [model, *asked], sort_keys=True, default=lambda value: getattr(value, "__qualname__", repr(value))
-    )
-
-
 class _Cluster:
     """The workers of one run; see `Place`. Belongs to one event loop."""
 
@@ -245,7 +140,7 @@ class _Cluster:
             raise ConfigurationError(f"RayExecutor(options=…): {first_line(error)}") from None
         self._changed = asyncio.Condition()
         self._numbers = itertools.count()
-        self._attempts: dict[int, _Attempt] = {}
+        self._attempts: dict[int, Attempt] = {}
         self._shipped: OrderedDict[str, Any] = OrderedDict()
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -294,22 +189,22 @@ class _Cluster:
         content = cloudpickle.dumps(dict(inputs))
         try:
             async with asyncio.TaskGroup() as group:
-                example = _Example(shipped.lms, group)
+                example = Example(shipped.lms, group)
                 try:
                     outcome = await self.outcome(example, shipped, content, trace is not None)
                 finally:
                     example.end()
         except BaseExceptionGroup as errors:
             raise first_error(errors) from None
-        return _result(outcome, example, shipped.program, trace)
+        return result_of(outcome, example, shipped.program, trace)
 
-    async def outcome(self, example: _Example, shipped: _Shipped, inputs: bytes, tracing: bool) -> Outcome:
+    async def outcome(self, example: Example, shipped: _Shipped, inputs: bytes, tracing: bool) -> Outcome:
         """An example's outcome on whichever worker lives to its end."""
         errors = self.ray.exceptions
         for number in range(_ATTEMPTS):
             async with self.worker(alone=number > 0) as worker:
                 actor = worker.actor
-                attempt = _Attempt(example, next(self._numbers), actor)
+                attempt = Attempt(example, next(self._numbers), actor)
                 self._attempts[attempt.number] = attempt
                 ended = False
                 try:
@@ -435,22 +330,6 @@ class _Cluster:
         task = asyncio.get_running_loop().create_task(tell())
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
-
-
-def _result(outcome: Outcome, example: _Example, program: Any, trace: list[Any] | None) -> Ran:
-    """A prediction, and its trace with this process's predictors; raises what the program raised."""
-    if outcome.unable is not None:
-        raise ConfigurationError(f"executor 'ray': {outcome.unable}")
-    if outcome.error_number is not None:
-        raise example.errors[outcome.error_number]
-    if outcome.error is not None:
-        raise cloudpickle.loads(outcome.error)
-    assert outcome.prediction is not None
-    if trace is not None and outcome.trace is not None:
-        predictors = program.predictors()
-        for place, *rest in cloudpickle.loads(outcome.trace):
-            trace.append((predictors[place], *rest))
-    return Ran(cloudpickle.loads(outcome.prediction), outcome.seconds)
 
 
 def _cause(error: BaseException) -> str:
