@@ -60,6 +60,10 @@ def archive(
             help="Runs with a registered model stay; those behind an alias always do.",
         ),
     ] = True,
+    with_models: Annotated[
+        bool,
+        typer.Option("--with-models", help="Their LoggedModels too, which MLflow can't restore."),
+    ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do it; without it is only told what would go.")] = False,
     experiment: Experiment = None,
 ) -> None:
@@ -69,14 +73,21 @@ def archive(
     age = _age(older_than)
     tracker = MLflowTracker(tracking_config(experiment))
     asked = tracker.archive_runs(
-        age, keep_best=keep_best, metric=metric, keep_registered=keep_promoted, dry_run=not yes
+        age,
+        keep_best=keep_best,
+        metric=metric,
+        keep_registered=keep_promoted,
+        with_models=with_models,
+        dry_run=not yes,
     )
     found = run(_after_backlog(tracker, asked))
     for item in found.runs:
         started = f"{item.start_time:%Y-%m-%d}" if item.start_time else "?"
         out.print(f"{item.run_id[:8]}  {started}  {item.status:<8}  {item.name}", soft_wrap=True)
     count = f"{len(found.runs)} run{'s' * (len(found.runs) != 1)}"
-    done = "archived; MLflow can restore them until mlflow gc" if yes else "would be archived: add --yes"
+    if found.models:
+        count += f" and {len(found.models)} model{'s' * (len(found.models) != 1)}"
+    done = "archived; MLflow can restore the runs until mlflow gc" if yes else "would be archived: add --yes"
     out.print(f"{count} {done}" if found.runs else "nothing to archive", soft_wrap=True)
     for reason, number in found.kept.items():
         out.print(f"{number} older stay{'s' * (number == 1)}: {reason}", soft_wrap=True)

@@ -1,9 +1,11 @@
 """Old runs out of the way: deleted in MLflow, from where they can be restored until `mlflow gc`."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from agentcore.tracking._requests import MODEL_TAG
 from agentcore.tracking._runs import TrackedRun, best_run_query, tracked_run
 
 _PAGE = 1000
@@ -16,10 +18,12 @@ class Archive:
 
     Attributes:
         runs: the oldest first.
+        models: the ids of their LoggedModels, but those that are registered.
         kept: how many old runs stay, by the reason.
     """
 
     runs: list[TrackedRun] = field(default_factory=list)
+    models: list[str] = field(default_factory=list)
     kept: dict[str, int] = field(default_factory=dict)
 
 
@@ -41,9 +45,22 @@ def plan_archive(
             reason = "it has not ended"
         else:
             plan.runs.append(run)
+            if run.run_id not in registered:
+                plan.models.extend(value for name, value in run.tags.items() if name.startswith(MODEL_TAG))
             continue
         plan.kept[reason] = plan.kept.get(reason, 0) + 1
     return plan
+
+
+def delete_model(client: Any, model_id: str) -> None:
+    """Delete a LoggedModel; one that is gone already is well."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.delete_logged_model(model_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
 
 
 def _best(client: Any, experiment_id: str, count: int, metric: str) -> set[str]:
@@ -81,11 +98,10 @@ def promoted_runs(client: Any) -> tuple[set[str], set[str]]:
         for version in _pages(
             lambda token, query=query: client.search_model_versions(query, page_token=token)
         ):
-            run_id = _run_of(client, version)
-            if run_id:
-                registered.add(run_id)
-                if str(version.version) in named:
-                    aliased.add(run_id)
+            runs = _runs_of(client, version)
+            registered |= runs
+            if str(version.version) in named:
+                aliased |= runs
     return aliased, registered
 
 
@@ -99,17 +115,13 @@ def _pages(search: Any) -> Iterator[Any]:
             return
 
 
-def _run_of(client: Any, version: Any) -> str | None:
-    """The run of a model version, by its LoggedModel where the version doesn't say."""
+def _runs_of(client: Any, version: Any) -> set[str]:
+    """The run that a model version names, and the one that made its LoggedModel."""
     from mlflow.exceptions import MlflowException
 
-    if version.run_id:
-        return str(version.run_id)
+    runs = {version.run_id}
     model_id = str(version.source or "").removeprefix("models:/")
-    if not model_id.startswith("m-"):
-        return None
-    try:
-        found = client.get_logged_model(model_id).source_run_id
-    except MlflowException:  # deleted meanwhile
-        return None
-    return str(found) if found else None
+    if model_id.startswith("m-"):
+        with contextlib.suppress(MlflowException):  # deleted meanwhile
+            runs.add(client.get_logged_model(model_id).source_run_id)
+    return {str(run_id) for run_id in runs if run_id}

@@ -149,7 +149,8 @@ def _write_model(event: ModelLogged, program_files: Path, directory: Path) -> No
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
-    logging.getLogger("mlflow.pyfunc").addFilter(_without_signature_warning)
+    for source in ("mlflow.pyfunc", "mlflow.utils.environment"):
+        logging.getLogger(source).addFilter(_without_idle_warnings)
     save_model(
         str(directory),
         python_model=str(Path(__file__).with_name("_serving.py")),
@@ -169,9 +170,10 @@ def _write_model(event: ModelLogged, program_files: Path, directory: Path) -> No
     model.save(str(directory / "MLmodel"))
 
 
-def _without_signature_warning(record: logging.LogRecord) -> bool:
-    """MLflow warns that it can't infer the signature that is set right after."""
-    return not record.getMessage().startswith("Failed to infer model signature")
+def _without_idle_warnings(record: logging.LogRecord) -> bool:
+    """MLflow warns that it can't infer the signature that is set right after, and of an image without pip."""
+    idle = ("Failed to infer model signature", "Failed to resolve installed pip version")
+    return not record.getMessage().startswith(idle)
 
 
 _COLUMN_TYPES = {"str": "string", "int": "long", "float": "double", "bool": "boolean"}

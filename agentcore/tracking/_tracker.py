@@ -13,7 +13,7 @@ from agentcore.data import Dataset, Splits
 from agentcore.errors import ArtifactError
 from agentcore.evaluation import Comparison, EvaluationReport, PerformanceMetrics
 from agentcore.journal import ModelLogged, TrialPoint
-from agentcore.tracking._archive import Archive, plan_archive
+from agentcore.tracking._archive import Archive, delete_model, plan_archive
 from agentcore.tracking._entries import Draft
 from agentcore.tracking._requests import MODEL_TAG
 from agentcore.tracking._run_tracker import RunTracker, scratch
@@ -200,6 +200,7 @@ class MLflowTracker(RunTracker):
         keep_best: int = 10,
         metric: str = "improvement_percentage",
         keep_registered: bool = True,
+        with_models: bool = False,
         dry_run: bool = True,
     ) -> Archive:
         """Delete old runs of the experiment in MLflow, which can restore them until `mlflow gc`.
@@ -212,6 +213,8 @@ class MLflowTracker(RunTracker):
             keep_best: how many of the best stay, however old.
             metric: by which they are the best.
             keep_registered: whether all runs with a registered model stay, also without an alias.
+            with_models: delete their LoggedModels too, which MLflow can't restore; never a registered one.
+                A run's artifacts hold the optimized program still.
             dry_run: only tell what would go.
 
         Raises:
@@ -231,8 +234,13 @@ class MLflowTracker(RunTracker):
                 metric,
                 keep_registered=keep_registered,
             )
-            for run in () if dry_run else plan.runs:
-                client.delete_run(run.run_id)
+            if not with_models:
+                plan.models.clear()
+            if not dry_run:
+                for model_id in plan.models:
+                    delete_model(client, model_id)
+                for run in plan.runs:
+                    client.delete_run(run.run_id)
             return plan
 
         return await self._client.call(archive)

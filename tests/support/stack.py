@@ -103,6 +103,15 @@ class Stack:
                 break
         self.mlflow.wait()
 
+    def collect_garbage(self, *, run: str, model: str) -> None:
+        """`mlflow gc` of what was deleted, as the component gc calls it."""
+        command = [
+            *(sys.executable, "-m", "mlflow", "gc", "--backend-store-uri", self._database("mlflow")),
+            *("--tracking-uri", self.uri, "--run-ids", run, "--logged-model-ids", model),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=self.directory)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     # PostgreSQL
 
     def kill_postgres(self) -> None:

@@ -7,9 +7,11 @@ from datetime import timedelta
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 
 from agentcore.cli import main
 from agentcore.tracking import MLflowTracker
+from tests.support import Classifier, request
 
 DAY_MS = 86_400_000
 
@@ -78,6 +80,41 @@ async def test_what_is_registered_or_promoted_stays(store, config):
     assert runs[9] in left(client, config)
 
 
+async def test_an_alias_protects_the_run_that_made_the_model_too(store, config):
+    """The version was registered from another run than the model's own."""
+    client, runs = store
+    experiment = client.get_experiment_by_name(config.experiment_name)
+    model = client.create_logged_model(experiment.experiment_id, name="m", source_run_id=runs[9])
+    client.create_registered_model("agent")
+    client.create_model_version("agent", f"models:/{model.model_id}", runs[0], model_id=model.model_id)
+    client.set_registered_model_alias("agent", "champion", "1")
+    assert (await archive(config, 85, keep_best=0, keep_registered=False)).runs == []
+
+
+async def test_models_go_where_asked_and_never_a_registered_one(store, config):
+    client, runs = store
+    experiment = client.get_experiment_by_name(config.experiment_name).experiment_id
+    models = {}
+    for number in (9, 8):
+        models[number] = client.create_logged_model(experiment, name="m", source_run_id=runs[number]).model_id
+        client.set_tag(runs[number], "agentcore.model.optimized_model", models[number])
+    client.create_registered_model("agent")
+    client.create_model_version("agent", f"models:/{models[9]}", runs[9], model_id=models[9])
+
+    def there():
+        return {model.model_id for model in client.search_logged_models([experiment])}
+
+    assert (await archive(config, 75, keep_best=0, keep_registered=False)).models == []
+    asked = {"keep_best": 0, "keep_registered": False, "with_models": True}
+    found = await archive(config, 75, **asked)
+    assert found.models == [models[8]]
+    assert there() == set(models.values())
+    client.delete_logged_model(models[8])  # as an archive that was interrupted leaves it
+    await archive(config, 75, **asked, dry_run=False)
+    assert there() == {models[9]}
+    assert left(client, config) == set(runs[:8])
+
+
 async def test_a_run_that_has_not_ended_stays(store, config):
     client, runs = store
     client.update_run(runs[9], status="RUNNING")
@@ -90,6 +127,39 @@ async def test_a_run_that_has_not_ended_stays(store, config):
 async def test_more_runs_than_a_page_holds(config, monkeypatch):
     monkeypatch.setattr("agentcore.tracking._archive._PAGE", 2)
     assert len((await archive(config, 15, keep_best=0)).runs) == 8
+
+
+async def test_mlflow_gc_removes_rows_and_objects_of_what_was_archived(own_stack, server):
+    """With a real server on Postgres and S3, as docs/operations.md says."""
+    config = server.model_copy(update={"request_timeout": 10})
+    tracker = MLflowTracker(config)
+    made = []
+    for value in (1.0, 2.0):
+        local = await tracker.start_run(request())
+        await tracker.log_metrics({"improvement_percentage": value})
+        await tracker.log_model_artifact(Classifier())
+        await tracker.end_run()
+        await tracker.flush(timeout=30)
+        made.append((await tracker.tracking_id(local), await tracker.model_id(local)))
+    (gone, model), (kept, _) = made
+
+    def objects(word):
+        pages = own_stack.client().get_paginator("list_objects_v2").paginate(Bucket="mlflow")
+        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
+        return [key for key in keys if word in key]
+
+    found = await archive(config, 0, keep_best=1, with_models=True, dry_run=False)
+    assert [run.run_id for run in found.runs] == [gone]
+    assert found.models == [model]
+    assert objects(gone)
+    assert objects(model)
+    own_stack.collect_garbage(run=gone, model=model)
+    client = MlflowClient(tracking_uri=own_stack.uri)
+    with pytest.raises(MlflowException, match="not found"):
+        client.get_run(gone)
+    assert objects(gone) == objects(model) == []
+    assert objects(kept)
+    assert client.get_run(kept).info.lifecycle_stage == "active"
 
 
 def test_the_command(store, config, monkeypatch, capsys):

@@ -196,6 +196,16 @@ async def test_a_model_is_logged_and_loaded(tracker):
         await tracker.load_model_artifact(run_id, "other")
 
 
+async def test_an_image_without_pip_is_no_reason_to_warn(tracker, monkeypatch, caplog):
+    from mlflow.utils import environment
+
+    monkeypatch.setattr(environment, "_get_package_version", lambda name: None)
+    await tracker.start_run(request())
+    await tracker.log_model_artifact(Classifier())
+    await tracker.flush()
+    assert caplog.messages == []
+
+
 async def test_a_changed_artifact_is_refused(tracker, config):
     run_id = await tracker.start_run(request())
     await tracker.log_model_artifact(Classifier())
