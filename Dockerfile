@@ -3,13 +3,17 @@
 FROM python:3.12-slim AS build
 RUN python3 -m pip install --quiet --no-cache-dir uv==0.13.8
 WORKDIR /src
-COPY pyproject.toml requirements.lock README.md LICENSE ./
-COPY agentcore ./agentcore
 ARG EXTRAS=""
 # The lock holds more than this image needs: as a constraint it says which versions, and checks their hashes.
+# Dependencies come first: a change of the code alone leaves their layer as it is.
+COPY pyproject.toml requirements.lock ./
 RUN uv venv --quiet /opt/venv \
     && uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \
-      --constraint requirements.lock --build-constraint requirements.lock ".${EXTRAS:+[$EXTRAS]}"
+      --constraint requirements.lock --requirements pyproject.toml ${EXTRAS:+--extra "$EXTRAS"}
+COPY README.md LICENSE ./
+COPY agentcore ./agentcore
+RUN uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \
+      --no-deps --build-constraint requirements.lock .
 
 FROM python:3.12-slim
 LABEL org.opencontainers.image.title="agentcore" \

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV = $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 
-.PHONY: setup demo test check lint types format lock ui clean
+.PHONY: setup demo test check policies audit lint types format lock ui clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,16 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 check: lint types test
+
+# Needs kubectl; checkov has more dependencies than AgentCore and an environment of its own.
+policies: $(STAMP)
+	UV_TOOL_DIR=$(VENV)/tools UV_TOOL_BIN_DIR=$(BIN) $(UV) tool install --quiet checkov
+	$(BIN)/python -m pytest -q -rs tests/test_manifests.py
+
+# Needs a network beyond the package index: known weaknesses of what the lock names.
+audit: $(STAMP)
+	UV_TOOL_DIR=$(VENV)/tools UV_TOOL_BIN_DIR=$(BIN) $(UV) tool install --quiet pip-audit
+	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements.lock
 
 format: $(STAMP)
 	$(BIN)/ruff format .

@@ -12,6 +12,7 @@ Environment:
     MLFLOW_AUTH: `basic-auth` asks everybody for a password; empty asks nobody. `auth` in COMPOSE_PROFILES
         means the same.
     MLFLOW_AUTH_ADMIN_USERNAME, MLFLOW_AUTH_ADMIN_PASSWORD, MLFLOW_FLASK_SERVER_SECRET_KEY: for that.
+    MLFLOW_GC_OLDER_THAN: what `gc` removes was deleted that long ago, such as `30d` (the default).
 """
 
 import base64
@@ -71,17 +72,22 @@ def migrate() -> None:
         subprocess.run(command, check=True)
 
 
-def wait_for_database() -> None:
-    """Where all is started at once, Postgres takes longer than this."""
+def connect():
     import psycopg
 
-    address = database().replace("postgresql+psycopg:", "postgresql:")
+    return psycopg.connect(database().replace("postgresql+psycopg:", "postgresql:"), connect_timeout=5)
+
+
+def wait_for_database() -> None:
+    """Where all is started at once, Postgres takes longer than this."""
+    from psycopg import OperationalError
+
     deadline = time.monotonic() + 300
     while True:
         try:
-            psycopg.connect(address, connect_timeout=5).close()
+            connect().close()
             return
-        except psycopg.OperationalError as error:
+        except OperationalError as error:
             if time.monotonic() > deadline:
                 sys.exit(str(error))
             time.sleep(2)
@@ -89,16 +95,15 @@ def wait_for_database() -> None:
 
 def wait() -> None:
     """Until the schema is the one of this image."""
-    import psycopg
     from mlflow.store.db.utils import _get_latest_schema_revision
+    from psycopg import Error
 
     wanted = _get_latest_schema_revision()
-    address = database().replace("postgresql+psycopg:", "postgresql:")
     while True:
         try:
-            with psycopg.connect(address, connect_timeout=5) as connection:
+            with connect() as connection:
                 row = connection.execute("select version_num from alembic_version").fetchone()
-        except psycopg.Error as error:
+        except Error as error:
             found = str(error).strip().partition("\n")[0]
         else:
             found = row[0] if row else "none"
@@ -116,7 +121,7 @@ def gc() -> None:
         env["MLFLOW_TRACKING_PASSWORD"] = env["MLFLOW_AUTH_ADMIN_PASSWORD"]
     older = env.get("MLFLOW_GC_OLDER_THAN") or "30d"
     command = ["mlflow", "gc", "--backend-store-uri", database(), "--older-than", older]
-    os.execvp("mlflow", [*command, "--tracking-uri", env["MLFLOW_TRACKING_URI"]])
+    os.execvp("mlflow", [*command, "--tracking-uri", "http://mlflow:5000"])
 
 
 def serve() -> None:
