@@ -23,6 +23,18 @@ class ConfigurationError(AgentCoreError):
     exit_code = 2
 
 
+class RunFinishedError(ConfigurationError):
+    """A run that was to be gone on with has finished.
+
+    Attributes:
+        run_id: MLflow's, or the local one while MLflow doesn't have it.
+    """
+
+    def __init__(self, message: str, run_id: str) -> None:
+        super().__init__(message)
+        self.run_id = run_id
+
+
 class DataError(AgentCoreError):
     """Examples that can't be used as they are."""
 

@@ -171,6 +171,16 @@ def test_all_is_denied_but_what_is_named(objects):
             assert rule.get("from"), f"{name} lets everybody in"
 
 
+def test_a_job_that_is_begun_again_goes_on_with_its_run(tmp_path):
+    objects = render("local", tmp_path, ["optimize"])
+    (job,) = [item for item in objects if item["metadata"]["name"] == "optimize" and item["kind"] == "Job"]
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert job["spec"]["backoffLimit"] > 0
+    assert container["args"][-2:] == ["--once", "$(JOB_UID)"]
+    uid = {"fieldPath": "metadata.labels['batch.kubernetes.io/controller-uid']"}
+    assert {"name": "JOB_UID", "valueFrom": {"fieldRef": uid}} in container["env"]
+
+
 def test_no_secret_is_in_git():
     tracked = subprocess.run(
         ["git", "ls-files", "k8s"], cwd=ROOT, capture_output=True, text=True, check=True

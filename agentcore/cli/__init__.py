@@ -1,22 +1,34 @@
 """The `agentcore` command. Nothing here imports DSPy or MLflow before a command needs it."""
 
+import signal
 import sys
 from typing import NoReturn
 
 __all__ = ["main"]
 
-_INTERRUPTED = 130
+_INTERRUPTED, _TERMINATED = 130, 143
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 good, 1 the answer is no, 2 wrong usage, 3 something outside failed."""
+    """Entry point. Exit codes: 0 good, 1 the answer is no, 2 wrong usage, 3 something outside failed.
+
+    SIGTERM stops a command as Ctrl-C does: by itself it would not end the first process of a container.
+    """
+    stopped = _INTERRUPTED
+
+    def terminate(*_: object) -> None:
+        nonlocal stopped
+        stopped = _TERMINATED
+        signal.raise_signal(signal.SIGINT)
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         _run()
     except KeyboardInterrupt:
-        _leave_at_once()
+        _leave_at_once(stopped)
     except SystemExit as end:
         if end.code == _INTERRUPTED:
-            _leave_at_once()
+            _leave_at_once(stopped)
         raise
 
 
@@ -33,7 +45,7 @@ def _run() -> None:
         fail(str(error), error.exit_code)
 
 
-def _leave_at_once() -> NoReturn:
+def _leave_at_once(code: int) -> NoReturn:
     """End the process without its finalization, which aborts where a thread is just printing."""
     import atexit
     import os
@@ -47,4 +59,4 @@ def _leave_at_once() -> NoReturn:
     if client := sys.modules.get("agentcore.tracking._client"):
         # Again, as the last thing: MLflow makes the directory of a store anew if it is gone.
         client.remove_unfinished()
-    os._exit(_INTERRUPTED)
+    os._exit(code)

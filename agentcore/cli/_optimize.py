@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import typer
 
-from agentcore.cli._console import LOCAL_TRACKING, err, run, tracking_config
-from agentcore.errors import ConfigurationError, JournalError, TrackingError
+from agentcore.cli._arguments import objective_of, optimizer_settings, prices_of, slug
+from agentcore.cli._console import LOCAL_TRACKING, err, out, run, tracking_config
+from agentcore.errors import ConfigurationError, JournalError, RunFinishedError, TrackingError
 from agentcore.settings import shown_uri
 
 _DELIVERY_SECONDS = 60.0
@@ -127,6 +128,14 @@ def optimize(
     executor: Where = "local",
     seed: Seed = 0,
     experiment: Experiment = None,
+    once: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="For jobs that are started again: an unfinished run of this name goes on, a finished one "
+            "is only told.",
+        ),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="Only tell about what it would take: calls, tokens, cost, time.")
     ] = False,
@@ -136,7 +145,7 @@ def optimize(
 ) -> None:
     """Optimize PROGRAM on your examples and measure the gain on a held-out part of them."""
     optimizers = optimizer or ["miprov2"]
-    settings = _settings(optimizers, auto, set_ or [])
+    settings = optimizer_settings(optimizers, auto, set_ or [])
     _optimize(
         program=None if program == "auto" else program,
         data=data,
@@ -147,8 +156,8 @@ def optimize(
         lm=lm,
         prompt_lm=prompt_lm,
         request={
-            "target": {"type": target_type, "id": target_id or _slug(program)},
-            "objectives": [_objective(text) for text in objective or ["quality_score"]],
+            "target": {"type": target_type, "id": target_id or slug(program)},
+            "objectives": [objective_of(text) for text in objective or ["quality_score"]],
             "algorithms": optimizers,
             "optimizer_settings": settings,
             "freeze": freeze or [],
@@ -164,8 +173,9 @@ def optimize(
         experiment=experiment,
         max_concurrency=max_concurrency,
         executor=executor,
-        prices=_prices(price),
+        prices=prices_of(price),
         start_from=start_from,
+        once=once,
         plan=plan,
         latency=latency,
     )
@@ -188,6 +198,7 @@ def _optimize(
     executor: str = "local",
     prices: dict[str, Any] | None = None,
     start_from: str | None = None,
+    once: str | None = None,
     plan: bool = False,
     latency: float | None = None,
 ) -> None:
@@ -235,9 +246,12 @@ def _optimize(
         print_estimate(run(asked), max_concurrency)
         return
     work = pipeline.run_optimization(
-        checked, training_data=training, validation_data=validation, test_data=test
+        checked, training_data=training, validation_data=validation, test_data=test, once=once
     )
-    carry_out(pipeline, work, view, config)
+    try:
+        carry_out(pipeline, work, view, config)
+    except RunFinishedError as done:
+        out.print(str(done), soft_wrap=True)
 
 
 def resume(
@@ -263,7 +277,7 @@ def resume(
         mlflow_config=config,
         max_concurrency=max_concurrency,
         executor=executor,
-        prices=_prices(price),
+        prices=prices_of(price),
         on_event=view.event,
         on_progress=view.started,
     )
@@ -328,38 +342,6 @@ def _say_stopped(view: Any, pipeline: Any) -> None:
     )
 
 
-def _settings(optimizers: list[str], auto: str, given: list[str]) -> dict[str, dict[str, Any]]:
-    """`--auto` and `--set`, by optimizer; where there are several each setting names its own."""
-    found: dict[str, dict[str, Any]] = {name: {} for name in optimizers}
-    if "miprov2" in found:
-        found["miprov2"]["auto"] = None if auto == "none" else auto
-    for text in given:
-        name, value = _setting(text)
-        owner, _, own = name.rpartition(".")
-        if not owner and len(optimizers) == 1:
-            owner = optimizers[0]
-        if owner not in found:
-            raise ConfigurationError(
-                f"--set {text!r}: write optimizer.name=value, for one of {', '.join(optimizers)}"
-            )
-        found[owner][own] = value
-    return found
-
-
-def _prices(given: list[str] | None) -> dict[str, Any]:
-    found = {}
-    for text in given or []:
-        model, _, pair = text.rpartition("=")
-        values = pair.split(",")
-        if not model or len(values) != 2:
-            raise ConfigurationError(
-                f"--price {text!r}: write model=input,output in USD per million tokens, such as "
-                "openai/gpt-5-mini=0.25,2"
-            )
-        found[model] = tuple(values)
-    return found
-
-
 def _optimized_program(config: Any, run_id: str, program: str | None) -> Any:
     from agentcore.cli._runs import find_run
     from agentcore.dspy_optimization import resolve_program
@@ -372,29 +354,3 @@ def _optimized_program(config: Any, run_id: str, program: str | None) -> Any:
         return await tracker.load_model_artifact(known.run_id, "optimized_model", program=fresh)
 
     return run(load())
-
-
-def _setting(text: str) -> tuple[str, Any]:
-    import json
-
-    name, separator, value = text.partition("=")
-    if not (name and separator):
-        raise ConfigurationError(f"--set {text!r}: write name=value")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, None if value == "None" else value
-
-
-def _objective(text: str) -> dict[str, Any]:
-    name, separator, weight = text.partition(":")
-    try:
-        return {"metric": name, "weight": float(weight) if separator else 1.0}
-    except ValueError:
-        raise ConfigurationError(f"--objective {text!r}: the weight is no number") from None
-
-
-def _slug(program: str) -> str:
-    import re
-
-    return re.sub(r"\W+", "-", program).strip("-") or "program"

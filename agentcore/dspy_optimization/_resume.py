@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 from agentcore.data import Dataset, Example, Splits
 from agentcore.dspy_optimization._history import History
 from agentcore.dspy_optimization._prepare import Job
-from agentcore.errors import ConfigurationError, DataError
+from agentcore.errors import ConfigurationError, DataError, RunFinishedError
 from agentcore.journal import Journal, Lease, Stream, open_journal
 
-_ATTEMPTS = 10
 _PAUSE = 0.1
 """Seconds between attempts to get a run's lease."""
+PATIENCE = 1.0
+"""Seconds for the lease of a process that is just marking the run."""
+LEASE_PATIENCE = 60.0
+"""Seconds for the lease of a process that died elsewhere (30), and some more."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ def find_unfinished(run_id: str) -> tuple[Journal, Stream, History]:
     """The run that has this id, or the start of it: the journal's, MLflow's or a local one. Blocking.
 
     Raises:
-        ConfigurationError: there is none or more than one, it is no optimization, or it has finished.
+        ConfigurationError: there is none or more than one, or it is no optimization.
+        RunFinishedError: it has finished.
     """
     journal = open_journal()
     found = journal.find(run_id.removeprefix("local-"))
@@ -48,23 +53,29 @@ def find_unfinished(run_id: str) -> tuple[Journal, Stream, History]:
     if stream.kind != "optimization" or history.job is None:
         raise ConfigurationError(f"run {run_id} is no optimization: there is nothing to resume")
     if history.finished is not None and history.finished.status in ("completed", "budget_exhausted"):
-        raise ConfigurationError(f"run {run_id} has finished. See it with: agentcore show {run_id[:8]}")
+        raise RunFinishedError(
+            f"run {run_id} has finished. See it with: agentcore show {run_id[:8]}",
+            run_id=stream.tracking_id or f"local-{stream.id}",
+        )
     return journal, stream, history
 
 
-def take_over(run_id: str) -> Unfinished:
-    """Find an unfinished run and get its lease. Blocking.
+def key_of(name: str) -> str:
+    """The id of the optimization that a caller named."""
+    return uuid.uuid5(uuid.NAMESPACE_OID, name).hex
+
+
+def take_over(run_id: str, patience: float) -> Unfinished:
+    """Find an unfinished run and get its lease, within `patience` seconds. Blocking.
 
     Raises:
         ConfigurationError: see `find_unfinished`; or another process is working on it.
     """
     journal, stream, history = find_unfinished(run_id)
     assert history.job is not None  # a run without one is not found
-    lease = None
-    for _ in range(_ATTEMPTS):
-        if (lease := journal.acquire(stream.id, "work").result()) is not None:
-            break
-        time.sleep(_PAUSE)  # `agentcore runs` may just be marking it
+    deadline = time.monotonic() + patience
+    while (lease := journal.acquire(stream.id, "work").result()) is None and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
     if lease is None:
         raise ConfigurationError(
             f"another process is working on run {run_id}; if it died on another machine, wait for its lease "

@@ -9,20 +9,24 @@ from agentcore._threads import run_in_thread, start_in_thread
 from agentcore.dspy_optimization._plan import Estimate, estimate
 from agentcore.dspy_optimization._prepare import Job, prepare
 from agentcore.dspy_optimization._progress import Progress
-from agentcore.dspy_optimization._resume import Unfinished, check_same, find_unfinished, take_over
+from agentcore.dspy_optimization._resume import (
+    LEASE_PATIENCE,
+    PATIENCE,
+    Unfinished,
+    check_same,
+    find_unfinished,
+    key_of,
+    take_over,
+)
 from agentcore.dspy_optimization._run import Run
 from agentcore.dspy_optimization.models import (
     OptimizationRequest,
     OptimizationResult,
     PerformanceMetrics,
 )
-from agentcore.errors import (
-    ConfigurationError,
-)
+from agentcore.errors import ConfigurationError
 from agentcore.evaluation import Executor, Metric, resolve_executor
-from agentcore.journal import (
-    EventSink,
-)
+from agentcore.journal import EventSink, open_journal
 from agentcore.lm import parse_prices
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import MLflowTracker, destination_of
@@ -103,6 +107,7 @@ class OptimizationPipeline:
         *,
         validation_data: Any = None,
         test_data: Any = None,
+        once: str | None = None,
     ) -> OptimizationResult:
         """Run one optimization.
 
@@ -115,14 +120,24 @@ class OptimizationPipeline:
                 all the same.
             training_data: anything `load_dataset` takes.
             validation_data, test_data: splits of the caller's own; both or neither.
+            once: a name that makes the call safe to repeat, such as a Job's uid: an unfinished run of this
+                name in the journal is resumed, with the request and the examples that it began with.
 
         Raises:
             ConfigurationError, DataError, MetricError: a mistake of the caller's; the message says where.
+            RunFinishedError: the run of the name `once` has finished.
             JournalError: the journal can't be written; the run can be resumed once it can.
             LMUnavailableError: the LM failed; the run is FAILED, nothing is scored 0.
             EvaluationError: too many examples failed, or an objective can't be measured.
         """
-        job = self._prepared(request, training_data, validation_data, test_data, baseline_metrics)
+        key = None
+        if once is not None:
+            key = key_of(once)
+            if not self.enable_tracking:
+                raise ConfigurationError("once needs tracking: the run is found again by its journal")
+            if await run_in_thread(lambda: open_journal().find(key)):
+                return await self._resume(key, LEASE_PATIENCE)
+        job = self._prepared(request, training_data, validation_data, test_data, baseline_metrics, key)
         tracker = MLflowTracker(self.mlflow_config) if self.enable_tracking else None
         return await self._run(job, tracker).execute()
 
@@ -146,7 +161,7 @@ class OptimizationPipeline:
         """
 
         def make() -> Estimate:
-            job = self._prepared(request, training_data, validation_data, test_data, None)
+            job = self._prepared(request, training_data, validation_data, test_data)
             return estimate(job, self.prices, self.max_concurrency, latency)
 
         return await run_in_thread(make)
@@ -162,15 +177,19 @@ class OptimizationPipeline:
             run_id: MLflow's id, the local one, or the optimization's.
 
         Raises:
-            ConfigurationError: no such run, it has finished, another process is working on it, or this
-                pipeline differs from the one that started it.
+            ConfigurationError: no such run, another process is working on it, or this pipeline differs from
+                the one that started it.
+            RunFinishedError: it has finished.
             and what `run_optimization` raises.
         """
+        return await self._resume(run_id, PATIENCE)
+
+    async def _resume(self, run_id: str, patience: float) -> OptimizationResult:
         if self.mlflow_config is None:
             raise ConfigurationError("a pipeline without tracking keeps no run that could be resumed")
         tracker = MLflowTracker(self.mlflow_config)
         journal, _ = await tracker.opened()
-        taking = start_in_thread(lambda: take_over(run_id))
+        taking = start_in_thread(lambda: take_over(run_id, patience))
         try:
             run = await asyncio.shield(taking)
         except asyncio.CancelledError:
@@ -252,7 +271,15 @@ class OptimizationPipeline:
         if self.mlflow_config is not None:
             await MLflowTracker(self.mlflow_config).flush(timeout)
 
-    def _prepared(self, request: Any, training: Any, validation: Any, test: Any, baseline: Any) -> Job:
+    def _prepared(
+        self,
+        request: Any,
+        training: Any,
+        validation: Any,
+        test: Any,
+        baseline: Any = None,
+        key: str | None = None,
+    ) -> Job:
         return prepare(
             request,
             program=self.program,
@@ -265,6 +292,7 @@ class OptimizationPipeline:
             validation_data=validation,
             test_data=test,
             baseline_metrics=baseline,
+            optimization_id=key,
         )
 
     def _run(self, job: Job, tracker: MLflowTracker | None, resumed: Unfinished | None = None) -> Run:

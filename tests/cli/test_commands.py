@@ -176,6 +176,17 @@ def test_a_signature_is_a_program(workplace):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_job_that_is_started_again_runs_once(workplace, inside):
+    command = ["optimize", "work:program", "--data", str(workplace / "data.jsonl"), "--lm", "offline/knn"]
+    command += ["--auto", "none", "--set", "num_candidates=2", "--set", "num_trials=1", "--once", "a-job"]
+    uri = {"MLFLOW_TRACKING_URI": f"sqlite:///{workplace / 'mlflow.db'}"}
+    assert "gain in quality score" in inside(*command, **uri).stdout
+    again = inside(*command)
+    assert again.returncode == 0
+    assert "has finished. See it with: agentcore show" in again.stdout
+    assert inside("runs").stdout.count("FINISHED") == 1
+
+
 def test_the_demo_proves_its_gain_and_leaves_everything(workplace):
     done = agentcore(workplace, "demo")
     assert done.returncode == 0, done.stderr

@@ -51,8 +51,11 @@ async def test_cancelling_stops_all_calls_and_keeps_the_best(config, stage, prog
         assert tracker.model_names(run) == []
 
 
-@pytest.mark.parametrize("program", ["sync", "async"])
-def test_ctrl_c_in_a_terminal(tmp_path, program):
+@pytest.mark.parametrize(
+    ("program", "number", "code"),
+    [("async", signal.SIGINT, 130), ("sync", signal.SIGINT, 130), ("async", signal.SIGTERM, 143)],
+)
+def test_ctrl_c_in_a_terminal(tmp_path, program, number, code):
     """The process ends within 2 s of the signal, with the run KILLED and its best candidate kept."""
     (tmp_path / "task.py").write_text(
         "from agentcore.lm import offline_lm\n"
@@ -78,10 +81,10 @@ def test_ctrl_c_in_a_terminal(tmp_path, program):
             break
     assert process.poll() is None, "".join(lines)
     started = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     output, _ = process.communicate(timeout=20)
     assert time.monotonic() - started < 2.0
-    assert process.returncode == 130
+    assert process.returncode == code
     assert "stopped: the run " in output
     assert "; the best candidate so far" in output
     assert "Go on with it: agentcore resume" in output

@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from mlflow import MlflowClient
 
 from agentcore.dspy_optimization import OptimizationPipeline
-from agentcore.errors import ConfigurationError, JournalError, LMUnavailableError
+from agentcore.errors import ConfigurationError, JournalError, LMUnavailableError, RunFinishedError
 from agentcore.journal import ExampleMeasured, TrialFinished, close_journals, open_journal
 from agentcore.journal import _leases as leases_module
 from agentcore.lm import offline_lm
@@ -266,6 +266,52 @@ async def test_a_run_has_one_owner(config):
     with pytest.raises(ConfigurationError, match="another process is working on run"):
         await pipeline_for(config).resume(run_id)
     assert (await task).status == "completed"
+
+
+async def test_a_named_run_is_made_once(config, undisturbed):
+    """The call is safe to repeat: begun, gone on with, and refused once it has finished."""
+    lm, given = offline_lm(), {"training_data": colours(), "once": "job-7"}
+    reached = asyncio.Event()
+    first = pipeline_for(config, lm=lm, on_event=lambda e: e.kind == "baseline_measured" and reached.set())
+    task = asyncio.create_task(first.run_optimization(request(), **given))
+    await asyncio.wait_for(reached.wait(), 60)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    result = await pipeline_for(config, lm=lm).run_optimization(request(), **given)
+    assert figures(result) == figures(undisturbed)
+    assert_paid_once(result, undisturbed)
+    with pytest.raises(RunFinishedError, match="has finished") as refusal:
+        await pipeline_for(config).run_optimization(request(), **given)
+    assert refusal.value.run_id == result.run_id
+    assert len(await MLflowTracker(config).search_runs()) == 1
+    other = await pipeline_for(config).run_optimization(request(), **{**given, "once": "job-8"})
+    assert other.optimization_id != result.optimization_id
+
+
+async def test_a_named_run_waits_for_whoever_may_still_work_on_it(config, monkeypatch):
+    """A Job's pod that died elsewhere holds its lease for a while."""
+    reached = asyncio.Event()
+    given = {"training_data": colours(), "once": "job-7"}
+    first = pipeline_for(config, lm=offline_lm(latency=0.5), on_event=lambda event: reached.set())
+    task = asyncio.create_task(first.run_optimization(request(), **given))
+    await asyncio.wait_for(reached.wait(), 60)
+    with monkeypatch.context() as patched:
+        patched.setattr("agentcore.dspy_optimization.pipeline.LEASE_PATIENCE", 0.3)
+        with pytest.raises(ConfigurationError, match="another process is working on run"):
+            await pipeline_for(config).run_optimization(request(), **given)
+    second = asyncio.create_task(pipeline_for(config).run_optimization(request(), **given))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await second).status == "completed"
+
+
+async def test_a_named_run_needs_the_journal():
+    with pytest.raises(ConfigurationError, match="once needs tracking"):
+        await OptimizationPipeline(lm=offline_lm(), enable_tracking=False).run_optimization(
+            request(), training_data=colours(), once="x"
+        )
 
 
 async def test_whoever_loses_its_run_stops(config):
