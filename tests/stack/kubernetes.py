@@ -1,27 +1,292 @@
-"""The local overlay for real, without a cluster: `kubectl kustomize … | python tests/stack/kubernetes.py`.
+"""The manifests for real, without a cluster: `python tests/stack/kubernetes.py --play COMMAND`.
 
-Prints the manifests as Podman 4's `kube play` can run them. It gives an emptyDir the owner that the directory
-has in the image, where Kubernetes gives it the pod's group: Postgres keeps its socket in its own file system.
-And it restarts init containers for ever: the Job that the server would wait for is waited for before.
+Needs kubectl, Podman 4, the images (agentcore:local too, by `podman build -t agentcore:local .`), and a
+command that plays manifests with it: `COMMAND up --publish WORKLOAD=HOST:CONTAINER`, which reads them from
+standard input and waits for Jobs, and `COMMAND down`. It has Podman to itself, and removes all pods.
+
+The local overlay comes up; a demo is tracked and its artifacts read back from S3; each server is killed while
+a run is tracked; the components' Jobs optimize, back up, restore and collect; `auth` asks for a password.
+Exits 1 with what was not as it should be, 4 where there is no Podman.
 """
 
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
 import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import yaml
+from checks import (
+    ROOT,
+    SEARCH,
+    Stack,
+    Timings,
+    Wrong,
+    agentcore,
+    answers_nobody_else,
+    deletes_for_good,
+    deletes_many,
+    expect,
+    is_promoted,
+    say,
+    survives,
+    tracks_a_demo,
+    variables,
+)
+
+NO_PODMAN = 4
+PUBLISHED = {"mlflow": "5795:5000", "s3": "5797:8333"}
+SERVERS = ("postgres", "s3", "mlflow-migrate", "mlflow")
+COMPONENTS = ("backup", "gc", "optimize")
+UID = "5f0c54a6-4f0e-4b0a-9a53-0a6b2f0b7a11"
+"""What Kubernetes would call the Job."""
+
+
+def podman(*arguments: str) -> str:
+    return subprocess.run(["podman", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def logs(container: str) -> str:
+    """What it printed; nothing where there is no such container."""
+    done = subprocess.run(["podman", "logs", container], capture_output=True, text=True)
+    return done.stdout + done.stderr if done.returncode == 0 else ""
+
+
+class Cluster:
+    """The local overlay in a directory of its own, with its passwords."""
+
+    def __init__(self, play: str, directory: Path) -> None:
+        self.play = shlex.split(play)
+        self.overlay = directory / "k8s" / "overlays" / "local"
+        shutil.copytree(ROOT / "k8s", directory / "k8s", ignore=shutil.ignore_patterns("secrets.env"))
+        agentcore(self.overlay, "stack", "init", "--kubernetes", "--file", "secrets.env")
+        self.secrets = variables(self.overlay / "secrets.env")
+        self.written = yaml.safe_load((self.overlay / "kustomization.yaml").read_text())
+        self.choose(*COMPONENTS)
+
+    @property
+    def stack(self) -> Stack:
+        mlflow, s3 = (f"http://127.0.0.1:{PUBLISHED[name].partition(':')[0]}" for name in ("mlflow", "s3"))
+        return Stack(mlflow, s3, self.secrets["AWS_ACCESS_KEY_ID"], self.secrets["AWS_SECRET_ACCESS_KEY"])
+
+    def choose(self, *components: str) -> None:
+        """Add components to the overlay, and the image as it is named here."""
+        chosen = {**self.written, "components": [f"../../components/{name}" for name in components]}
+        image = {"name": "registry.example.com/agentcore", "newName": "localhost/agentcore"}
+        chosen["images"] = [{**image, "newTag": "local"}]
+        journal = f"postgresql+psycopg://mlflow:{self.secrets['POSTGRES_PASSWORD']}@postgres/agentcore"
+        own = {"name": "agentcore", "literals": [f"AGENTCORE_JOURNAL_URL={journal}"]}
+        chosen["secretGenerator"] = [*self.written["secretGenerator"], own]
+        (self.overlay / "kustomization.yaml").write_text(yaml.safe_dump(chosen))
+        rendered = subprocess.run(["kubectl", "kustomize", str(self.overlay)], capture_output=True, text=True)
+        expect(not rendered.returncode, rendered.stderr)
+        self.objects = [playable(item) for item in yaml.safe_load_all(rendered.stdout) if item]
+
+    def up(self, *names: str) -> None:
+        """Start these workloads, Jobs to their end."""
+        shared = ("ConfigMap", "Secret", "Service", "PersistentVolumeClaim")
+        chosen = [item for item in self.objects if item["kind"] in shared]
+        for name in names:
+            found = [
+                item
+                for item in self.objects
+                if item["kind"] in WORKLOADS and item["metadata"]["name"] == name
+            ]
+            expect(found, f"no workload {name}")
+            chosen += [job for item in found for job in in_order(item)]
+        command = [*self.play, "up"]
+        for name in PUBLISHED.keys() & set(names):
+            command += ["--publish", f"{name}={PUBLISHED[name]}"]
+        done = subprocess.run(command, input=yaml.safe_dump_all(chosen), capture_output=True, text=True)
+        expect(not done.returncode, f"{' '.join(names)}: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+
+    def down(self) -> None:
+        subprocess.run([*self.play, "down"], check=True, capture_output=True)
+
+    def destroy(self, *volumes: str) -> None:
+        there = podman("volume", "ls", "-q").split()
+        for name in volumes:
+            if name in there:
+                podman("volume", "rm", name)
+
+
+WORKLOADS = ("StatefulSet", "Deployment", "Job")
+
+
+def playable(item: dict[str, Any]) -> dict[str, Any]:
+    """An object as Podman 4's `kube play` can run it."""
+    name = (item["kind"], item["metadata"]["name"])
+    if name == ("StatefulSet", "postgres"):
+        # An emptyDir has the owner that the directory has in the image, where Kubernetes gives it the pod's
+        # group: Postgres keeps its socket in its own file system.
+        (container,) = item["spec"]["template"]["spec"]["containers"]
+        container["securityContext"]["readOnlyRootFilesystem"] = False
+        container["volumeMounts"] = [mount for mount in container["volumeMounts"] if mount["name"] != "run"]
+    if name[0] == "Deployment":
+        # It restarts init containers for ever; what this one waits for was waited for before.
+        item["spec"]["template"]["spec"].pop("initContainers", None)
+    if name[0] == "PersistentVolumeClaim":  # no fsGroup
+        item["metadata"]["annotations"] = {"volume.podman.io/uid": "10001", "volume.podman.io/gid": "10001"}
+    if name == ("Job", "optimize"):
+        (container,) = item["spec"]["template"]["spec"]["containers"]
+        container["env"] = [
+            {"name": entry["name"], "value": entry.get("value", UID)} for entry in container["env"]
+        ]
+    if name[0] == "CronJob":
+        return {**item, "apiVersion": "batch/v1", "kind": "Job", "spec": item["spec"]["jobTemplate"]["spec"]}
+    return item
+
+
+def in_order(item: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """A Job's init containers as Jobs before it."""
+    spec = item["spec"].get("template", {}).get("spec", {})
+    first = spec.get("initContainers", []) if item["kind"] == "Job" else []
+    for container in first:
+        job = json.loads(json.dumps(item))
+        job["metadata"]["name"] += f"-{container['name']}"
+        job["spec"]["template"]["spec"].update(initContainers=[], containers=[container])
+        yield job
+    if first:
+        item = json.loads(json.dumps(item))
+        item["spec"]["template"]["spec"].pop("initContainers")
+    yield item
+
+
+def killed(workload: str) -> None:
+    """kill -9 of its process, as the kernel does where memory ends: it is restarted."""
+    (name,) = [
+        name
+        for name in podman("ps", "--format", "{{.Names}}").split()
+        if name.startswith(f"{workload}-pod") and not name.endswith("-infra")
+    ]
+    os.kill(int(podman("inspect", "--format", "{{.State.Pid}}", name)), signal.SIGKILL)
+
+
+# The steps
+
+
+def optimizes(cluster: Cluster) -> None:
+    """The component optimize: its pod is killed in the middle, and another one goes on with the same run."""
+
+    def first() -> None:
+        with contextlib.suppress(Wrong):  # a Job that failed
+            cluster.up("optimize")
+
+    begun = threading.Thread(target=first)
+    begun.start()
+    deadline = time.monotonic() + 120
+    while "trial 1" not in logs("optimize-optimize"):
+        expect(time.monotonic() < deadline, "the Job does not optimize")
+        time.sleep(0.1)
+    podman("kill", "optimize-optimize")
+    begun.join()
+    podman("pod", "rm", "-f", "optimize")
+    cluster.up("optimize")
+    expect("trial 1" in logs("optimize-optimize"), "the second pod tells nothing of the run")
+    mlflow = cluster.stack.client()
+    experiment = mlflow.get_experiment_by_name("dspy-optimization")
+    query = "tags.target_id = 'iris' AND tags.`agentcore.key` = '%s'"
+    found = mlflow.search_runs([experiment.experiment_id], query % uuid.uuid5(uuid.NAMESPACE_OID, UID).hex)
+    expect([run.info.status for run in found] == ["FINISHED"], f"the Job's runs: {found}")
+
+
+def backed_up_and_restored(cluster: Cluster, run_id: str) -> None:
+    is_promoted(cluster.stack, run_id)
+    before = cluster.stack.everything()
+    cluster.up("mlflow-backup")
+    cluster.down()
+    cluster.destroy("postgres-data", "s3-data")
+    cluster.up("postgres", "s3", "mlflow-restore")
+    cluster.up("mlflow-migrate", "mlflow")
+    cluster.stack.wait()
+    cluster.stack.is_as(before, "restored")
+
+
+def is_collected(cluster: Cluster, directory: Path, run_id: str) -> None:
+    if not deletes_many(cluster.stack):
+        say("  skipped: this S3 refuses DeleteObjects as boto3 signs it, and MLflow's server with it")
+        return
+    for item in cluster.objects:
+        if item["metadata"]["name"] == "mlflow-gc" and item["kind"] == "Job":
+            (container,) = item["spec"]["template"]["spec"]["containers"]
+            container["env"] = [{"name": "MLFLOW_GC_OLDER_THAN", "value": "0s"}]
+    deletes_for_good(cluster.stack, directory, run_id, lambda: cluster.up("mlflow-gc"))
+
+
+def asks_for_a_password(cluster: Cluster, directory: Path) -> None:
+    cluster.down()
+    cluster.destroy("postgres-data", "s3-data")
+    cluster.choose("auth")
+    cluster.up(*SERVERS)
+    cluster.stack.wait(401)
+    expect(cluster.stack.post(SEARCH, {"max_results": 1}) == 401, "MLflow answers without a password")
+    agentcore(
+        directory,
+        "demo",
+        MLFLOW_TRACKING_URI=cluster.stack.uri,
+        MLFLOW_TRACKING_USERNAME="admin",
+        MLFLOW_TRACKING_PASSWORD=cluster.secrets["MLFLOW_AUTH_ADMIN_PASSWORD"],
+    )
+
+
+def check(cluster: Cluster, directory: Path, step: Callable[[str], Any]) -> None:
+    stack = cluster.stack
+    with step("up, healthy"):
+        cluster.up(*SERVERS)
+        stack.wait()
+    with step("a demo, its artifacts in S3"):
+        run_id = tracks_a_demo(stack, directory)
+    with step("foreign hosts, pages and S3 clients refused"):
+        answers_nobody_else(stack)
+    for workload in ("mlflow", "postgres", "s3"):
+        with step(f"{workload}: killed while a run is tracked"):
+            survives(stack, directory, f"{workload}-killed", partial(killed, workload))
+    with step("a Job optimizes"):
+        optimizes(cluster)
+    with step("backed up, destroyed, restored"):
+        backed_up_and_restored(cluster, run_id)
+    with step("archived, and removed for good"):
+        is_collected(cluster, directory, run_id)
+    with step("a password asked for"):
+        asks_for_a_password(cluster, directory)
 
 
 def main() -> None:
-    objects = [item for item in yaml.safe_load_all(sys.stdin) if item]
-    for item in objects:
-        if (item["kind"], item["metadata"]["name"]) == ("StatefulSet", "postgres"):
-            (container,) = item["spec"]["template"]["spec"]["containers"]
-            container["securityContext"]["readOnlyRootFilesystem"] = False
-            container["volumeMounts"] = [
-                mount for mount in container["volumeMounts"] if mount["name"] != "run"
-            ]
-        if item["kind"] == "Deployment":
-            item["spec"]["template"]["spec"].pop("initContainers", None)
-    yaml.safe_dump_all(objects, sys.stdout, sort_keys=False)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--play", required=True, metavar="COMMAND", help="plays manifests with Podman")
+    parser.add_argument("--keep", action="store_true", help="leave it as it is in the end")
+    given = parser.parse_args()
+    missing = [name for name in ("podman", "kubectl") if shutil.which(name) is None]
+    if missing:
+        print(f"no {' and no '.join(missing)} here: the manifests are not run", file=sys.stderr)
+        sys.exit(NO_PODMAN)
+    timings = Timings()
+    with tempfile.TemporaryDirectory(prefix="kubernetes-") as scratch:
+        cluster = Cluster(given.play, Path(scratch))
+        cluster.down()
+        cluster.destroy("postgres-data", "s3-data", "mlflow-backups")
+        try:
+            check(cluster, Path(scratch), timings.step)
+        except Wrong as wrong:
+            print(f"WRONG: {wrong}", file=sys.stderr)
+            sys.exit(1)
+        finally:
+            if not given.keep:
+                cluster.down()
+                cluster.destroy("postgres-data", "s3-data", "mlflow-backups")
+    timings.tell()
 
 
 if __name__ == "__main__":
