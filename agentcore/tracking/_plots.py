@@ -20,7 +20,7 @@ def plot_trials(trials: Sequence[TrialPoint], path: Path) -> None:
         [point.best for point in trials],
         where="post",
         color=_ACCENT,
-        label="best so far (full validation split)",
+        label="best so far",
     )
     for full, face, label in ((True, _INK, "full validation split"), (False, "white", "minibatch")):
         shown = [point for point in trials if point.full is full]

@@ -192,7 +192,7 @@ def asks_for_a_password(compose: Compose, directory: Path) -> Path:
     own = directory / "auth"
     own.mkdir()
     agentcore(own, "stack", "init", "--auth")
-    adopt(compose, own, **variables(own / ".env.mlflow"), MLFLOW_TRACKING_URI=STACK.uri)
+    adopt(compose, own, **{**variables(own / ".env.mlflow"), "MLFLOW_TRACKING_URI": STACK.uri})
     compose.up()
     expect(STACK.post(SEARCH, {"max_results": 1}) == 401, "MLflow answers without a password")
     doctor = agentcore(own, "doctor", "--json", check=False)
@@ -225,10 +225,11 @@ def is_refused(own: Path) -> None:
 def changes_its_passwords(compose: Compose, own: Path) -> None:
     """What docs/operations.md says of each password: all of them new, and the runs are there."""
     values = variables(own / ".env.mlflow")
-    old = base64.b64encode(f"admin:{values['MLFLOW_TRACKING_PASSWORD']}".encode()).decode()
+    before = values["MLFLOW_TRACKING_PASSWORD"]
+    old = base64.b64encode(f"admin:{before}".encode()).decode()
     changed = {name: secrets.token_hex(20) for name in CHANGED}
     administrator = changed["MLFLOW_AUTH_ADMIN_PASSWORD"]
-    body = {"username": "admin", "password": administrator}
+    body = {"username": "admin", "password": administrator, "current_password": before}
     request = urllib.request.Request(
         f"{STACK.uri}/api/2.0/mlflow/users/update-password",
         json.dumps(body).encode(),
@@ -240,7 +241,7 @@ def changes_its_passwords(compose: Compose, own: Path) -> None:
     compose("exec", "-T", "postgres", "psql", "-U", "mlflow", "-d", "mlflow", data=statement.encode())
     adopt(compose, own, **{**values, **changed, "MLFLOW_TRACKING_PASSWORD": administrator})
     compose.up()
-    told = agentcore(own, "runs", MLFLOW_TRACKING_PASSWORD=values["MLFLOW_TRACKING_PASSWORD"], check=False)
+    told = agentcore(own, "runs", MLFLOW_TRACKING_PASSWORD=before, check=False)
     expect(told.returncode == 3, "the administrator's old password still serves")
     agentcore(own, "show", "latest")
     agentcore(own, "demo")
