@@ -76,7 +76,7 @@ def check_journal() -> list[Finding]:
         return [Finding("journal", "failed", str(error), advice)]
     waiting = [item for item in streams if item.waiting]
     interrupted = [item for item in streams if item.interrupted]
-    message = f"{home.home} can be written; it holds {len(streams)} runs"
+    message = f"{home.home} can be written; it holds {len(streams)} run{'s' * (len(streams) != 1)}"
     notes = []
     if waiting:
         message += (

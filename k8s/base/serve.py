@@ -66,10 +66,15 @@ def check() -> None:
 
 def migrate() -> None:
     wait_for_database()
-    subprocess.run(["mlflow", "db", "upgrade", database()], check=True)
+    upgrade("mlflow", "db", "upgrade", database())
     if auth():  # or the first servers would race to make its tables
-        command = [sys.executable, "-m", "mlflow.server.auth", "db", "upgrade", "--url", database()]
-        subprocess.run(command, check=True)
+        upgrade(sys.executable, "-m", "mlflow.server.auth", "db", "upgrade", "--url", database())
+
+
+def upgrade(*command: str) -> None:
+    done = subprocess.run(command)
+    if done.returncode:  # a CalledProcessError would show the password
+        sys.exit(f"{' '.join(command[:-1])} ended with {done.returncode}")
 
 
 def connect():
