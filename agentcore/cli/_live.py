@@ -20,6 +20,7 @@ from agentcore.journal import (
     Event,
     OptimizationEvent,
     RunFinished,
+    RunResumed,
     StageStarted,
     TrialFinished,
     WarningRaised,
@@ -85,6 +86,11 @@ class LiveView:
         elif isinstance(event, RunFinished) and event.status in ("failed", "cancelled"):
             for message in self.warnings:
                 self.console.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
+        elif isinstance(event, RunResumed):
+            known = f"{event.trials} finished trials, {event.examples} measured examples"
+            self.console.print(
+                f"going on with run {event.optimization_id[:8]}, which has {known}", soft_wrap=True
+            )
         elif isinstance(event, StageStarted) and not self.console.is_terminal:
             self.console.print(f"{_STAGES.get(event.stage, event.stage)} …", soft_wrap=True)
         elif isinstance(event, TrialFinished) and not self.console.is_terminal:

@@ -60,6 +60,11 @@ class History:
     _settled: set[tuple[str, str]] = field(default_factory=set)
     """Evaluations and candidates that count as they are, with what the LM failed on."""
 
+    @property
+    def examples(self) -> int:
+        """How many were measured, each as often as it was."""
+        return sum(map(len, self._measured.values()))
+
     @classmethod
     def of(cls, events: Iterable[Event]) -> "History":
         found = cls()

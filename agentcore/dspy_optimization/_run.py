@@ -171,7 +171,7 @@ class Run:
 
     def started(self) -> Event:
         if self.resumed:
-            return self.event(RunResumed)
+            return self.event(RunResumed, trials=len(self.history.trials), examples=self.history.examples)
         return self.event(
             RunStarted,
             run_id=self.recorder.local_id,

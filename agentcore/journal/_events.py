@@ -50,6 +50,9 @@ class RunStarted(OptimizationEvent):
 
 class RunResumed(OptimizationEvent):
     kind: Literal["run_resumed"] = "run_resumed"
+    trials: int = 0
+    """Finished before; `examples` were measured."""
+    examples: int = 0
 
 
 class StageStarted(OptimizationEvent):

@@ -187,6 +187,15 @@ def test_a_job_that_is_started_again_runs_once(workplace, inside):
     assert inside("runs").stdout.count("FINISHED") == 1
 
 
+def test_a_resumed_run_says_what_it_has(capsys):
+    from agentcore.cli._live import LiveView
+    from agentcore.journal import RunResumed
+
+    LiveView().event(RunResumed(optimization_id="5" * 32, trials=3, examples=120))
+    told = capsys.readouterr().err
+    assert told == "going on with run 55555555, which has 3 finished trials, 120 measured examples\n"
+
+
 def test_the_demo_proves_its_gain_and_leaves_everything(workplace):
     done = agentcore(workplace, "demo")
     assert done.returncode == 0, done.stderr

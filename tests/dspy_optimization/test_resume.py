@@ -278,7 +278,10 @@ async def test_a_named_run_is_made_once(config, undisturbed):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    result = await pipeline_for(config, lm=lm).run_optimization(request(), **given)
+    told = []
+    result = await pipeline_for(config, lm=lm, on_event=told.append).run_optimization(request(), **given)
+    (resumed,) = [event for event in told if event.kind == "run_resumed"]
+    assert resumed.examples >= result.comparison.examples
     assert figures(result) == figures(undisturbed)
     assert_paid_once(result, undisturbed)
     with pytest.raises(RunFinishedError, match="has finished") as refusal:
