@@ -226,13 +226,14 @@ def backed_up_and_restored(cluster: Cluster, run_id: str) -> None:
 
 
 def is_collected(cluster: Cluster, directory: Path, run_id: str) -> None:
-    if not deletes_many(cluster.stack):
-        say("  skipped: this S3 refuses DeleteObjects as boto3 signs it, and MLflow's server with it")
-        return
     for item in cluster.objects:
         if item["metadata"]["name"] == "mlflow-gc" and item["kind"] == "Job":
             (container,) = item["spec"]["template"]["spec"]["containers"]
             container["env"] = [{"name": "MLFLOW_GC_OLDER_THAN", "value": "0s"}]
+    if not deletes_many(cluster.stack):
+        say("  with nothing to remove: this S3 refuses DeleteObjects as boto3 signs it")
+        cluster.up("mlflow-gc")
+        return
     deletes_for_good(cluster.stack, directory, run_id, lambda: cluster.up("mlflow-gc"))
 
 

@@ -166,10 +166,11 @@ def backed_up_and_restored(compose: Compose, run_id: str) -> None:
 
 def is_collected(compose: Compose, directory: Path, run_id: str) -> None:
     """What docs/operations.md says of old runs: archived, then removed for good."""
-    if not deletes_many(STACK):
-        say("  skipped: this S3 refuses DeleteObjects as boto3 signs it, and MLflow's server with it")
-        return
     collect = ("run", "--rm", "-e", "MLFLOW_GC_OLDER_THAN=0s", "migrate", "python3", "/etc/serve.py", "gc")
+    if not deletes_many(STACK):
+        say("  with nothing to remove: this S3 refuses DeleteObjects as boto3 signs it")
+        compose(*collect)
+        return
     deletes_for_good(STACK, directory, run_id, lambda: compose(*collect) and None)
 
 

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import boto3
+from botocore.exceptions import BotoCoreError, ClientError
 
 DIRECTORY = Path("/backups/bucket")
 PART = Path("/backups/bucket.part")
@@ -50,10 +51,24 @@ def place(key: str) -> Path:
     return target
 
 
+def wait(s3, bucket: str) -> None:
+    """Where all is started at once, the store takes longer than this."""
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            s3.head_bucket(Bucket=bucket)
+            return
+        except (BotoCoreError, ClientError) as error:
+            if time.monotonic() > deadline:
+                sys.exit(f"bucket {bucket}: {error}")
+            time.sleep(2)
+
+
 def main() -> None:
     os.umask(0o077)
     s3 = boto3.client("s3", endpoint_url=os.environ.get("MLFLOW_S3_ENDPOINT_URL") or None)
     bucket = os.environ["S3_BUCKET"]
+    wait(s3, bucket)
     if sys.argv[1:] == ["restore"]:
         restore(s3, bucket)
         return

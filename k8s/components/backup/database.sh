@@ -8,6 +8,11 @@ mkdir -p /backups/database
 rm -f /backups/database/*.part # of a dump that failed
 export PGDATABASE=${PGDATABASE:-mlflow}
 
+until pg_isready --quiet; do # where all is started at once, Postgres takes longer than this
+  [ "$SECONDS" -lt 120 ] || { echo "Postgres at ${PGHOST:-localhost} does not answer" >&2; exit 1; }
+  sleep 2
+done
+
 dumps() { find /backups/database -name "$1-*.dump" | sort -r; }
 
 dump() {
