@@ -38,6 +38,7 @@ check: lint types test
 
 # Needs kubectl; checkov has more dependencies than AgentCore and an environment of its own.
 policies: $(STAMP)
+	@command -v kubectl >/dev/null || { echo "kubectl is not installed: it renders the manifests"; exit 1; }
 	UV_TOOL_DIR=$(VENV)/tools UV_TOOL_BIN_DIR=$(BIN) $(UV) tool install --quiet checkov
 	$(BIN)/python -m pytest -q -rs tests/test_manifests.py
 

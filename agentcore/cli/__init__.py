@@ -12,7 +12,8 @@ _INTERRUPTED, _TERMINATED = 130, 143
 def main() -> None:
     """Entry point. Exit codes: 0 good, 1 the answer is no, 2 wrong usage, 3 something outside failed.
 
-    SIGTERM stops a command as Ctrl-C does: by itself it would not end the first process of a container.
+    SIGTERM stops a command as Ctrl-C does: by itself it would not end the first process of a container. Where
+    a shell has its background jobs ignore Ctrl-C it ends them at once, as it always does.
     """
     stopped = _INTERRUPTED
 
@@ -21,7 +22,8 @@ def main() -> None:
         stopped = _TERMINATED
         signal.raise_signal(signal.SIGINT)
 
-    signal.signal(signal.SIGTERM, terminate)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, terminate)
     try:
         _run()
     except KeyboardInterrupt:

@@ -251,7 +251,11 @@ def _optimize(
     try:
         carry_out(pipeline, work, view, config)
     except RunFinishedError as done:
+        from agentcore.tracking import MLflowTracker
+
         out.print(str(done), soft_wrap=True)
+        # It may have died while MLflow was told.
+        run(MLflowTracker(config).deliver_backlog(_DELIVERY_SECONDS))
 
 
 def resume(

@@ -2,7 +2,6 @@
 
 import json
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from agentcore.data import Dataset, Example, Splits
 from agentcore.dspy_optimization._history import History
 from agentcore.dspy_optimization._prepare import Job
 from agentcore.errors import ConfigurationError, DataError, RunFinishedError
-from agentcore.journal import Journal, Lease, Stream, open_journal
+from agentcore.journal import JobRecorded, Journal, Lease, Stream, open_journal
 
 _PAUSE = 0.1
 """Seconds between attempts to get a run's lease."""
@@ -33,12 +32,11 @@ class Unfinished:
     splits: Splits
 
 
-def find_unfinished(run_id: str) -> tuple[Journal, Stream, History]:
-    """The run that has this id, or the start of it: the journal's, MLflow's or a local one. Blocking.
+def find_run(run_id: str) -> tuple[Journal, Stream, History, JobRecorded]:
+    """The optimization whose id (the journal's, MLflow's or a local one) starts so. Blocking.
 
     Raises:
         ConfigurationError: there is none or more than one, or it is no optimization.
-        RunFinishedError: it has finished.
     """
     journal = open_journal()
     found = journal.find(run_id.removeprefix("local-"))
@@ -52,17 +50,23 @@ def find_unfinished(run_id: str) -> tuple[Journal, Stream, History]:
     history = History.of(entry.event for entry in journal.read(stream.id))
     if stream.kind != "optimization" or history.job is None:
         raise ConfigurationError(f"run {run_id} is no optimization: there is nothing to resume")
+    return journal, stream, history, history.job
+
+
+def find_unfinished(run_id: str) -> tuple[Journal, Stream, JobRecorded]:
+    """`find_run`, where it has not finished.
+
+    Raises:
+        ConfigurationError: see `find_run`.
+        RunFinishedError: it has finished.
+    """
+    journal, stream, history, job = find_run(run_id)
     if history.finished is not None and history.finished.status in ("completed", "budget_exhausted"):
         raise RunFinishedError(
             f"run {run_id} has finished. See it with: agentcore show {run_id[:8]}",
             run_id=stream.tracking_id or f"local-{stream.id}",
         )
-    return journal, stream, history
-
-
-def key_of(name: str) -> str:
-    """The id of the optimization that a caller named."""
-    return uuid.uuid5(uuid.NAMESPACE_OID, name).hex
+    return journal, stream, job
 
 
 def take_over(run_id: str, patience: float) -> Unfinished:
@@ -71,8 +75,7 @@ def take_over(run_id: str, patience: float) -> Unfinished:
     Raises:
         ConfigurationError: see `find_unfinished`; or another process is working on it.
     """
-    journal, stream, history = find_unfinished(run_id)
-    assert history.job is not None  # a run without one is not found
+    journal, stream, job = find_unfinished(run_id)
     deadline = time.monotonic() + patience
     while (lease := journal.acquire(stream.id, "work").result()) is None and time.monotonic() < deadline:
         time.sleep(_PAUSE)
@@ -84,13 +87,12 @@ def take_over(run_id: str, patience: float) -> Unfinished:
     try:
         # What its last owner wrote before the lease changed hands belongs to it.
         history = History.of(entry.event for entry in journal.read(stream.id))
-        assert history.job is not None
-        content = json.loads(journal.payloads.get(history.job.data))
+        content = json.loads(journal.payloads.get(job.data))
         data, splits = _data(content, run_id)
     except BaseException:
         journal.abandon(lease)
         raise
-    return Unfinished(stream, lease, history, history.job.spec, data, splits)
+    return Unfinished(stream, lease, history, job.spec, data, splits)
 
 
 def _data(content: Mapping[str, Any], run_id: str) -> tuple[Dataset, Splits]:
@@ -135,6 +137,19 @@ def check_same(job: Job, spec: Mapping[str, Any], run_id: str) -> None:
                 f"run {run_id} can't be resumed: {name} differs. It was started with {_text(spec[key])}, "
                 f"this is {_text(own[key])}"
             )
+
+
+def check_same_request(job: Job, spec: Mapping[str, Any], name: str) -> None:
+    """Raise `ConfigurationError` where a run's name was used for another request."""
+    own = json.loads(json.dumps(job.spec()["request"]))
+    other = sorted(
+        key for key in own.keys() | spec["request"].keys() if own.get(key) != spec["request"].get(key)
+    )
+    if other:
+        raise ConfigurationError(
+            f"the run named {name!r} was begun with other {', '.join(other)}: give another name, or go on "
+            "with it as it was begun"
+        )
 
 
 def _text(value: Any) -> str:

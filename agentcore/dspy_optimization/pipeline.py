@@ -6,6 +6,7 @@ from typing import Any
 
 from agentcore._sync import SyncTwin
 from agentcore._threads import run_in_thread, start_in_thread
+from agentcore.dspy_optimization._once import alone_under, new_id
 from agentcore.dspy_optimization._plan import Estimate, estimate
 from agentcore.dspy_optimization._prepare import Job, prepare
 from agentcore.dspy_optimization._progress import Progress
@@ -14,8 +15,9 @@ from agentcore.dspy_optimization._resume import (
     PATIENCE,
     Unfinished,
     check_same,
+    check_same_request,
+    find_run,
     find_unfinished,
-    key_of,
     take_over,
 )
 from agentcore.dspy_optimization._run import Run
@@ -26,7 +28,7 @@ from agentcore.dspy_optimization.models import (
 )
 from agentcore.errors import ConfigurationError
 from agentcore.evaluation import Executor, Metric, resolve_executor
-from agentcore.journal import EventSink, open_journal
+from agentcore.journal import EventSink
 from agentcore.lm import parse_prices
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import MLflowTracker, destination_of
@@ -121,25 +123,39 @@ class OptimizationPipeline:
             training_data: anything `load_dataset` takes.
             validation_data, test_data: splits of the caller's own; both or neither.
             once: a name that makes the call safe to repeat, such as a Job's uid: an unfinished run of this
-                name in the journal is resumed, with the request and the examples that it began with.
+                name in the journal goes on. The journal keeps a run for 7 days after MLflow has it.
 
         Raises:
             ConfigurationError, DataError, MetricError: a mistake of the caller's; the message says where.
             RunFinishedError: the run of the name `once` has finished.
+            ConfigurationError: it was begun with other arguments, or another process is working on it.
             JournalError: the journal can't be written; the run can be resumed once it can.
             LMUnavailableError: the LM failed; the run is FAILED, nothing is scored 0.
             EvaluationError: too many examples failed, or an objective can't be measured.
         """
-        key = None
+
+        def prepared(key: str | None) -> Job:
+            return self._prepared(request, training_data, validation_data, test_data, baseline_metrics, key)
+
         if once is not None:
-            key = key_of(once)
-            if not self.enable_tracking:
-                raise ConfigurationError("once needs tracking: the run is found again by its journal")
-            if await run_in_thread(lambda: open_journal().find(key)):
-                return await self._resume(key, LEASE_PATIENCE)
-        job = self._prepared(request, training_data, validation_data, test_data, baseline_metrics, key)
+            return await self._run_once(once, prepared)
+        job = prepared(None)
         tracker = MLflowTracker(self.mlflow_config) if self.enable_tracking else None
         return await self._run(job, tracker).execute()
+
+    async def _run_once(self, name: str, prepared: Callable[[str], Job]) -> OptimizationResult:
+        if not self.enable_tracking:
+            raise ConfigurationError("once needs tracking: the run is found again by its journal")
+        tracker = MLflowTracker(self.mlflow_config)
+        journal, _ = await tracker.opened()
+        async with alone_under(name, journal, LEASE_PATIENCE) as stream:
+            job = prepared(new_id(name) if stream is None else stream.id)
+            if stream is None:
+                return await self._run(job, tracker).execute()
+            _, _, _, recorded = await run_in_thread(lambda: find_run(job.optimization_id))
+            check_same(job, recorded.spec, f"named {name!r}")
+            check_same_request(job, recorded.spec, name)
+            return await self._resume(stream.id, LEASE_PATIENCE)
 
     async def plan(
         self,
@@ -239,9 +255,8 @@ class OptimizationPipeline:
         Raises:
             ConfigurationError: no such run, or it had a program or metric that can't be imported.
         """
-        _, _, history = find_unfinished(run_id)
-        assert history.job is not None  # a run without one is not found
-        spec, source = history.job.spec, history.job.spec["source"]
+        _, _, job = find_unfinished(run_id)
+        spec, source = job.spec, job.spec["source"]
         by_hand = "Resume it from the script that started it, with pipeline.resume(run_id)"
         if source["program"] is None and not source["from_data"]:
             raise ConfigurationError(

@@ -1,6 +1,5 @@
 """Old runs out of the way: deleted in MLflow, from where they can be restored until `mlflow gc`."""
 
-import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +8,7 @@ from agentcore.tracking._requests import MODEL_TAG
 from agentcore.tracking._runs import TrackedRun, best_run_query, tracked_run
 
 _PAGE = 1000
+_GONE = "RESOURCE_DOES_NOT_EXIST"
 _ENDED = ("FINISHED", "FAILED", "KILLED")
 
 
@@ -59,7 +59,7 @@ def delete_model(client: Any, model_id: str) -> None:
     try:
         client.delete_logged_model(model_id)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code != _GONE:
             raise
 
 
@@ -122,6 +122,9 @@ def _runs_of(client: Any, version: Any) -> set[str]:
     runs = {version.run_id}
     model_id = str(version.source or "").removeprefix("models:/")
     if model_id.startswith("m-"):
-        with contextlib.suppress(MlflowException):  # deleted meanwhile
+        try:
             runs.add(client.get_logged_model(model_id).source_run_id)
+        except MlflowException as error:
+            if error.error_code != _GONE:
+                raise
     return {str(run_id) for run_id in runs if run_id}

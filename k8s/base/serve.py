@@ -1,4 +1,4 @@
-"""MLflow in a container: `serve.py migrate`, `wait`, `serve`, `healthy`, `gc` or `check`.
+"""MLflow in a container: `serve.py migrate`, `wait`, `serve`, `healthy`, `alive`, `gc` or `check`.
 
 The compose file and the manifests share it.
 
@@ -152,7 +152,27 @@ def serve() -> None:
 
 
 def healthy() -> None:
-    """Ends with 1 unless the server answers from its database, which /health never asks.
+    """Ends with 1 unless the server answers from its database, which /health never asks."""
+    problem = asked()
+    if problem:
+        sys.exit(problem)
+
+
+def alive() -> None:
+    """Ends with 1 where the server doesn't answer and its database does: only then a restart helps."""
+    from psycopg import OperationalError
+
+    problem = asked()
+    if problem:
+        try:
+            connect().close()
+        except OperationalError:
+            return
+        sys.exit(problem)
+
+
+def asked() -> str:
+    """Why the server doesn't answer from its database; empty where it does.
 
     Under auth a password that was changed meanwhile is no illness: the database was asked for it.
     """
@@ -169,11 +189,11 @@ def healthy() -> None:
     try:
         urllib.request.urlopen(request, timeout=5).close()
     except urllib.error.HTTPError as error:
-        if error.code != 401 or not auth():
-            sys.exit(str(error))
+        return "" if error.code == 401 and auth() else str(error)
     except OSError as error:
-        sys.exit(str(error))
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":
-    {item.__name__: item for item in (migrate, wait, serve, healthy, gc, check)}[sys.argv[1]]()
+    {item.__name__: item for item in (migrate, wait, serve, healthy, alive, gc, check)}[sys.argv[1]]()

@@ -187,6 +187,23 @@ def test_a_job_that_is_started_again_runs_once(workplace, inside):
     assert inside("runs").stdout.count("FINISHED") == 1
 
 
+def test_a_finished_job_that_is_started_again_delivers_what_waits(workplace, inside, own_stack):
+    """It may have died while MLflow was told: done is only what MLflow has."""
+    command = ["optimize", "work:program", "--data", str(workplace / "data.jsonl"), "--lm", "offline/knn"]
+    command += ["--auto", "none", "--set", "num_candidates=2", "--set", "num_trials=1", "--once", "a-job"]
+    uri = {"MLFLOW_TRACKING_URI": own_stack.uri, "MLFLOW_EXPERIMENT_NAME": "started-again"}
+    own_stack.kill_mlflow()
+    try:
+        assert "wait" in inside(*command, **uri).stdout
+        again = inside(*command)
+        assert again.returncode == 3
+        assert "has finished" in again.stdout
+    finally:
+        own_stack.start_mlflow()
+    assert inside(*command).returncode == 0
+    assert inside("doctor", "--only", "journal").stdout.count("wait for MLflow") == 0
+
+
 def test_a_resumed_run_says_what_it_has(capsys):
     from agentcore.cli._live import LiveView
     from agentcore.journal import RunResumed

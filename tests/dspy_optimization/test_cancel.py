@@ -125,3 +125,17 @@ def test_ctrl_c_while_the_first_store_is_made(tmp_path, seconds):
     assert listed.returncode == 0, listed.stderr
     assert "RUNNING" not in listed.stdout
     assert not list(tmp_path.glob(".new-*"))
+
+
+def test_sigterm_ends_a_background_job_of_a_shell(tmp_path):
+    """Its shell had it ignore Ctrl-C."""
+    code = "import agentcore.cli as cli, time\ncli._run = lambda: (print('on', flush=True), time.sleep(60))\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code + "cli.main()"],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+    )
+    assert process.stdout.readline() == "on\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == -signal.SIGTERM

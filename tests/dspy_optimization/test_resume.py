@@ -70,8 +70,9 @@ async def stopped(config, wanted, lm=None, **arguments):
             reached.set()
 
     lm = lm or offline_lm(latency=0.005)
+    once = arguments.pop("once", None)
     pipeline = pipeline_for(config, lm=lm, on_event=follow, **arguments)
-    task = asyncio.create_task(pipeline.run_optimization(request(), training_data=colours()))
+    task = asyncio.create_task(pipeline.run_optimization(request(), training_data=colours(), once=once))
     await asyncio.wait_for(reached.wait(), 30)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -292,22 +293,66 @@ async def test_a_named_run_is_made_once(config, undisturbed):
     assert other.optimization_id != result.optimization_id
 
 
-async def test_a_named_run_waits_for_whoever_may_still_work_on_it(config, monkeypatch):
-    """A Job's pod that died elsewhere holds its lease for a while."""
-    reached = asyncio.Event()
+async def test_two_that_begin_under_one_name_at_once_are_one_run(config):
+    lm = offline_lm()
     given = {"training_data": colours(), "once": "job-7"}
-    first = pipeline_for(config, lm=offline_lm(latency=0.5), on_event=lambda event: reached.set())
-    task = asyncio.create_task(first.run_optimization(request(), **given))
-    await asyncio.wait_for(reached.wait(), 60)
+    results = await asyncio.gather(
+        *(pipeline_for(config, lm=lm).run_optimization(request(), **given) for _ in range(3)),
+        return_exceptions=True,
+    )
+    finished = [item for item in results if isinstance(item, RunFinishedError)]
+    (made,) = [item for item in results if not isinstance(item, BaseException)]
+    assert [item.run_id for item in finished] == [made.run_id] * 2
+    assert len(await MLflowTracker(config).search_runs()) == 1
+    (stream,) = open_journal().streams()
+    kinds = [entry.event.kind for entry in open_journal().read(stream.id)]
+    assert kinds.count("run_finished") == kinds.count("run_started") == 1
+
+
+async def test_a_name_whose_run_the_journal_forgot_leaves_that_run_alone(config):
+    """MLflow has it still: the new run is another one, and no double of it."""
+    given = {"training_data": colours(), "once": "job-7"}
+    before = await pipeline_for(config).run_optimization(request(), **given)
+    await pipeline_for(config).flush()
+    open_journal().discard(before.optimization_id)
+    again = await pipeline_for(config).run_optimization(request(), **given)
+    await pipeline_for(config).flush()
+    assert again.optimization_id != before.optimization_id
+    assert {run.run_id for run in await MLflowTracker(config).search_runs()} == {again.run_id, before.run_id}
+
+
+async def test_a_name_stands_for_what_it_was_begun_with(config):
+    given = {"training_data": colours(), "once": "job-7"}
+    await pipeline_for(config).run_optimization(request(), **given)
+    with pytest.raises(ConfigurationError, match="was begun with other constraints: give another name"):
+        await pipeline_for(config).run_optimization(request(constraints={"max_lm_calls": 5000}), **given)
+    with pytest.raises(ConfigurationError, match="the examples differs"):
+        await pipeline_for(config).run_optimization(request(), **{**given, "training_data": colours(90)})
+    with pytest.raises(ConfigurationError, match="an empty name"):
+        await pipeline_for(config).run_optimization(request(), **{**given, "once": " "})
+
+
+async def test_a_named_run_waits_until_a_process_that_died_elsewhere_has_lost_its_lease(config, monkeypatch):
+    """A Job's pod that was killed holds its leases for a while, and nobody can see that it is dead."""
+    run_id = await stopped(config, ("baseline_measured", 1), once="job-7")
+    journal = open_journal()
+    elsewhere = "another-host|boot|1|1|x"
+    for stream in (run_id, run_id[:16]):
+        soon = leases_module.now_ms() + 3000
+        values = {"owner": elsewhere, "until_ms": soon}
+
+        def hold(connection, stream=stream, values=values):
+            where = (leases_module.leases.c.stream == stream) & (leases_module.leases.c.role == "work")
+            assert connection.execute(leases_module.leases.update().where(where).values(**values)).rowcount
+
+        journal._writer.submit(hold).result()
+    given = {"training_data": colours(), "once": "job-7"}
     with monkeypatch.context() as patched:
         patched.setattr("agentcore.dspy_optimization.pipeline.LEASE_PATIENCE", 0.3)
-        with pytest.raises(ConfigurationError, match="another process is working on run"):
+        with pytest.raises(ConfigurationError, match="another process is working on the run named 'job-7'"):
             await pipeline_for(config).run_optimization(request(), **given)
-    second = asyncio.create_task(pipeline_for(config).run_optimization(request(), **given))
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert (await second).status == "completed"
+    result = await pipeline_for(config).run_optimization(request(), **given)
+    assert (result.status, result.optimization_id) == ("completed", run_id)
 
 
 async def test_a_named_run_needs_the_journal():

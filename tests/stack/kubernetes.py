@@ -148,7 +148,7 @@ def playable(item: dict[str, Any]) -> dict[str, Any]:
         item["metadata"]["annotations"] = {"volume.podman.io/uid": "10001", "volume.podman.io/gid": "10001"}
     if name == ("Job", "optimize"):
         (container,) = item["spec"]["template"]["spec"]["containers"]
-        container["env"] = [entry for entry in container["env"] if "value" in entry]
+        container["env"] = [entry for entry in container["env"] if entry["name"] != "JOB_UID"]
         container["args"] = [text.replace("$(JOB_UID)", UID) for text in container["args"]]
     if name[0] == "CronJob":
         return {**item, "apiVersion": "batch/v1", "kind": "Job", "spec": item["spec"]["jobTemplate"]["spec"]}

@@ -8,8 +8,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from agentcore.cli import main
+from agentcore.errors import TrackingError
 from agentcore.tracking import MLflowTracker
 from tests.support import Classifier, request
 
@@ -113,6 +115,22 @@ async def test_models_go_where_asked_and_never_a_registered_one(store, config):
     await archive(config, 75, **asked, dry_run=False)
     assert there() == {models[9]}
     assert left(client, config) == set(runs[:8])
+
+
+async def test_a_registry_that_does_not_answer_is_no_registry_without_models(store, config, monkeypatch):
+    client, runs = store
+    experiment = client.get_experiment_by_name(config.experiment_name)
+    model = client.create_logged_model(experiment.experiment_id, name="m", source_run_id=runs[9])
+    client.create_registered_model("agent")
+    client.create_model_version("agent", f"models:/{model.model_id}", runs[0], model_id=model.model_id)
+
+    def fail(self, model_id):
+        raise MlflowException("the database is away", error_code=TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(MlflowClient, "get_logged_model", fail)
+    with pytest.raises(TrackingError):
+        await archive(config, 85, keep_best=0, with_models=True, dry_run=False)
+    assert left(client, config) == set(runs)
 
 
 async def test_a_run_that_has_not_ended_stays(store, config):

@@ -1,0 +1,69 @@
+"""A run that is made once under a name of the caller's, however often it is asked for."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+
+from agentcore._threads import run_in_thread
+from agentcore.errors import ConfigurationError
+from agentcore.journal import Journal, Lease, Stream, wait
+
+_PAUSE = 0.2
+"""Seconds between attempts to get the name's lease."""
+_DIGITS = 16
+
+
+def new_id(name: str) -> str:
+    """An optimization's id that tells its name.
+
+    The rest is random: a run that MLflow has and the journal forgot must not be taken for a double.
+    """
+    return _start(name) + uuid.uuid4().hex[:_DIGITS]
+
+
+def _start(name: str) -> str:
+    return uuid.uuid5(uuid.NAMESPACE_OID, name).hex[:_DIGITS]
+
+
+@asynccontextmanager
+async def alone_under(name: str, journal: Journal, patience: float) -> AsyncIterator[Stream | None]:
+    """The journal's latest run of this name, while no other process can begin or go on with one.
+
+    Raises:
+        ConfigurationError: the name is empty, or another process holds it for longer than `patience` seconds.
+    """
+    if not name.strip():
+        raise ConfigurationError("once: an empty name would be shared by all that have none")
+    lease = await _acquired(journal, _start(name), patience)
+    if lease is None:
+        raise ConfigurationError(
+            f"another process is working on the run named {name!r}; if it died on another machine, wait for "
+            "its lease to run out (30 s) and try again"
+        )
+    try:
+        found = await run_in_thread(lambda: journal.find(_start(name)))
+        yield found[0] if found else None
+    finally:
+        journal.abandon(lease)
+
+
+async def _acquired(journal: Journal, start: str, patience: float) -> Lease | None:
+    deadline = time.monotonic() + patience
+    while True:
+        asked = journal.acquire(start, "work")
+        try:
+            lease = await wait(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(lambda done: _give_up(journal, done))
+            raise
+        if lease is not None or time.monotonic() > deadline:
+            return lease
+        await asyncio.sleep(_PAUSE)
+
+
+def _give_up(journal: Journal, done: "Future[Lease | None]") -> None:
+    if not done.cancelled() and done.exception() is None and (lease := done.result()) is not None:
+        journal.abandon(lease)
