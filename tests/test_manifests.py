@@ -207,8 +207,9 @@ def test_the_database_bears_the_largest_deployment(objects):
         if item["kind"] == "ConfigMap" and "MLFLOW_WORKERS" in item.get("data", {})
     ]
     pool = sum(int(config[f"MLFLOW_SQLALCHEMYSTORE_{name}"]) for name in ("POOL_SIZE", "MAX_OVERFLOW"))
-    # Postgres allows 100 by default, some of them for itself.
-    assert scaler["spec"]["maxReplicas"] * int(config["MLFLOW_WORKERS"]) * pool <= 90
+    assert pool >= 40  # what a server works on at once: with fewer, busy moments end in errors
+    allowed = 200  # which the local overlay sets, and docs/operations.md asks for
+    assert scaler["spec"]["maxReplicas"] * int(config["MLFLOW_WORKERS"]) * (pool + 3) <= 0.9 * allowed
 
 
 def test_components_do_what_they_say(tmp_path):

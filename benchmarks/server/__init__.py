@@ -1,0 +1,1 @@
+"""How much one MLflow server bears. Results: docs/operations.md."""
