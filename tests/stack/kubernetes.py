@@ -25,6 +25,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
 
 import yaml
@@ -80,6 +81,7 @@ class Cluster:
         shutil.copytree(ROOT / "k8s", directory / "k8s", ignore=shutil.ignore_patterns("secrets.env"))
         agentcore(self.overlay, "stack", "init", "--kubernetes", "--file", "secrets.env")
         self.secrets = variables(self.overlay / "secrets.env")
+        self.journal_password = token_hex(16)
         self.written = yaml.safe_load((self.overlay / "kustomization.yaml").read_text())
         self.choose(*COMPONENTS)
 
@@ -93,7 +95,7 @@ class Cluster:
         chosen = {**self.written, "components": [f"../../components/{name}" for name in components]}
         image = {"name": "registry.example.com/agentcore", "newName": "localhost/agentcore"}
         chosen["images"] = [{**image, "newTag": "local"}]
-        journal = f"postgresql+psycopg://mlflow:{self.secrets['POSTGRES_PASSWORD']}@postgres/agentcore"
+        journal = f"postgresql+psycopg://journal:{self.journal_password}@postgres/agentcore"
         own = {"name": "agentcore", "literals": [f"AGENTCORE_JOURNAL_URL={journal}"]}
         chosen["secretGenerator"] = [*self.written["secretGenerator"], own]
         (self.overlay / "kustomization.yaml").write_text(yaml.safe_dump(chosen))
@@ -170,14 +172,18 @@ def in_order(item: dict[str, Any]) -> Iterable[dict[str, Any]]:
     yield item
 
 
-def process_of(workload: str) -> int:
-    """The first process of its container."""
+def container_of(workload: str) -> str:
     (name,) = [
         name
         for name in podman("ps", "--format", "{{.Names}}").split()
         if name.startswith((f"{workload}-pod", f"{workload}-{workload}")) and not name.endswith("-infra")
     ]
-    return int(podman("inspect", "--format", "{{.State.Pid}}", name))
+    return name
+
+
+def process_of(workload: str) -> int:
+    """The first process of its container."""
+    return int(podman("inspect", "--format", "{{.State.Pid}}", container_of(workload)))
 
 
 def killed(workload: str) -> None:
@@ -190,6 +196,16 @@ def killed(workload: str) -> None:
 
 def optimizes(cluster: Cluster) -> None:
     """The component optimize: its pod is killed in the middle, and another one goes on with the same run."""
+
+    # As docs/operations.md makes the journal's role.
+    statements = (
+        f"CREATE ROLE journal LOGIN PASSWORD '{cluster.journal_password}'",
+        "GRANT ALL ON SCHEMA public TO journal",
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO journal",
+        "REVOKE CONNECT ON DATABASE mlflow FROM PUBLIC",
+    )
+    told = [part for statement in statements for part in ("-c", statement)]
+    podman("exec", container_of("postgres"), "psql", "-U", "mlflow", "-d", "agentcore", *told)
 
     def first() -> None:
         with contextlib.suppress(Wrong):  # a Job that failed

@@ -28,7 +28,7 @@ restore() {
   local file
   file=$(dumps "$1" | head -n 1)
   [ -n "$file" ] || return 0
-  pg_restore --clean --if-exists --no-owner --single-transaction --dbname="$1" "$file"
+  pg_restore --clean --if-exists --no-owner --no-privileges --single-transaction --dbname="$1" "$file"
   echo "$1: restored from $file"
 }
 
