@@ -112,6 +112,24 @@ def disturbed(compose: Compose, service: str, how: str) -> None:
         subprocess.run(["docker", "start", container], check=True, capture_output=True)
 
 
+def tells_what_ails_it(compose: Compose) -> None:
+    """Without its database a server is not ready, and restarting it would not help; stuck, it would."""
+
+    def told(probe: str) -> int:
+        container = compose("ps", "-q", "mlflow").decode().strip()
+        command = ["docker", "exec", container, "python3", "/etc/serve.py", probe]
+        return subprocess.run(command, capture_output=True).returncode
+
+    expect((told("healthy"), told("alive")) == (0, 0), "the probes fail although all is well")
+    compose("stop", "postgres")
+    expect((told("healthy"), told("alive")) == (1, 0), "without a database: neither unready nor left alone")
+    compose.up()
+    compose("exec", "-T", "mlflow", "bash", "-c", "kill -STOP -1")  # all but the first process and itself
+    expect((told("healthy"), told("alive")) == (1, 1), "a server that is stuck is not restarted")
+    compose("exec", "-T", "mlflow", "bash", "-c", "kill -CONT -1")
+    STACK.wait()
+
+
 def comes_back(compose: Compose, directory: Path, run_id: str) -> None:
     """Down and up: everything is there."""
     before = STACK.everything()
@@ -295,6 +313,8 @@ def check(compose: Compose, directory: Path, step: Callable[[str], Any], *, faul
         for how in ("restart", "kill"):
             with step(f"{service}: {how} while a run is tracked"):
                 survives(STACK, directory, f"{service}-{how}", partial(disturbed, compose, service, how))
+    with step("probes"):
+        tells_what_ails_it(compose)
     with step("down and up"):
         comes_back(compose, directory, run_id)
     with step("a run of a time without MLflow, delivered by the daemon"):
