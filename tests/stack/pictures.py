@@ -57,7 +57,7 @@ def main() -> None:
 
         # MLflow keeps the columns that somebody chose in the browser, and opens its assistant at first.
         page.goto(f"{page_of}/runs")
-        page.get_by_role("button", name="Columns").wait_for(timeout=30_000)
+        page.get_by_role("button", name="Columns", exact=True).wait_for(timeout=30_000)
         page.evaluate(CHOOSE, [f"metrics.`{name}`" for name in COLUMNS])
         page.reload()
         see(f"{page_of}/runs?orderByKey=attributes.start_time", COLUMNS, "mlflow-runs.png")
