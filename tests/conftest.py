@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 # Before anything imports DSPy: its disk cache must not outlive the suite, nor come from the user's home.
 os.environ.setdefault("DSPY_CACHEDIR", "/nonexistent/agentcore-tests")
+
+# A shell has what it runs in the background ignore Ctrl-C, and what the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 

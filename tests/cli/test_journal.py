@@ -101,7 +101,9 @@ def test_watching_delivers_what_comes_and_ends_on_sigterm(proxy, environment):
         text=True,
     )
     assert watching.stdout.readline().startswith("delivering to")
-    assert "can't be reached" in watching.stderr.readline()
+    assert any(
+        "can't be reached" in line for line in watching.stderr
+    )  # a slow machine says first that it waits
     proxy.fault = lambda method, path: None
     assert "delivered 6 entries of 2 runs" in watching.stdout.readline()
     watching.send_signal(signal.SIGTERM)

@@ -270,9 +270,11 @@ class SearchTask:
 
         self.guard.check()
         waiting: set[Future[Any]] = dspy.settings.agentcore_waiting
-        future = asyncio.run_coroutine_threadsafe(run(), self._loop)
-        waiting.add(future)
+        running = run()
+        future: Future[Any] | None = None
         try:
+            future = asyncio.run_coroutine_threadsafe(running, self._loop)
+            waiting.add(future)
             value, stopped = future.result()
             if stopped is not None:
                 raise stopped
@@ -281,7 +283,10 @@ class SearchTask:
             self.guard.check()
             raise SearchStopped("cancelled") from None
         finally:
-            waiting.discard(future)
+            if future is not None:
+                waiting.discard(future)
+            if self._loop.is_closed():  # before it began
+                running.close()
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
