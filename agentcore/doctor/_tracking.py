@@ -9,7 +9,7 @@ from typing import Any
 
 from agentcore.doctor._finding import Finding
 from agentcore.errors import TrackingError, first_line
-from agentcore.settings import MLflowConfig, shown_uri
+from agentcore.settings import ENV_FILE, MLflowConfig, shown_uri
 from agentcore.tracking import connection_to
 
 _SKEW_SECONDS = 5.0
@@ -107,7 +107,11 @@ def check_artifacts(config: MLflowConfig) -> list[Finding]:
         message = f"{' and '.join(done)}, but then: {error}" if done else str(error)
         advice = "Check that the directory can be written"
         if config.tracking_uri.startswith("http"):
-            advice = "Look at the server's log: its S3 endpoint, bucket and keys"
+            advice = (
+                "This user may not write here: ask an administrator of that MLflow (docs/operations.md)"
+                if "403" in message
+                else "Look at the server's log: its S3 endpoint, bucket and keys"
+            )
         if done == ["written", "read"]:
             advice = "Runs are tracked; what is deleted stays in the store, and mlflow gc will fail"
         return [Finding("artifacts", "failed", message, advice)]
@@ -182,4 +186,6 @@ def _advice_without_reply(error: Exception) -> str:
         return "It doesn't speak TLS on this port: write http:// in MLFLOW_TRACKING_URI"
     if "timed out" in text.lower():
         return "It is reached and doesn't answer: look at the server's log and its database"
-    return "Start it (docker compose -f docker-compose.mlflow.yml up -d), or set MLFLOW_TRACKING_URI"
+    # Without its own passwords the stack would be made anew with those that everybody knows.
+    own = f" --env-file {ENV_FILE}" if Path(ENV_FILE).is_file() else ""
+    return f"Start it (docker compose -f docker-compose.mlflow.yml{own} up -d), or set MLFLOW_TRACKING_URI"

@@ -18,7 +18,6 @@ Environment:
 import base64
 import json
 import os
-import subprocess
 import sys
 import time
 import urllib.error
@@ -29,6 +28,7 @@ from urllib.parse import quote
 INI = Path("/tmp/basic_auth.ini")
 INIT = "`agentcore stack init --auth` writes .env.mlflow with passwords of your own"
 KNOWN = "only-for-loopback"
+REFUSED = "refused"
 
 
 def database() -> str:
@@ -45,36 +45,70 @@ def auth() -> bool:
     if asked not in ("", "basic-auth"):
         sys.exit(f"MLFLOW_AUTH={asked!r}: use basic-auth, or leave it empty")
     asked = asked or "auth" in os.environ.get("COMPOSE_PROFILES", "").split(",")
-    needed = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
-    missing = [name for name in needed if not os.environ.get(name)]
-    if asked and missing:
-        sys.exit(f"a password is asked for, and {' and '.join(missing)} not set: {INIT}")
+    if asked and (missing := without_auth_secrets()):
+        sys.exit(missing)
     return bool(asked)
 
 
+def without_auth_secrets() -> str:
+    needed = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
+    missing = [name for name in needed if not os.environ.get(name)]
+    return f"a password is asked for, and {' and '.join(missing)} not set: {INIT}" if missing else ""
+
+
 def check() -> None:
-    """Ends with 1 unless MLflow would ask for a password, and no other door is open beside it."""
-    if not auth():
-        sys.exit(
+    """Ends with 1 unless MLflow would ask for a password, and no other door is open beside it.
+
+    Compose goes on past a check that is optional. So word of it is left with the database, for `migrate`.
+    """
+    from psycopg import sql
+
+    problem = open_door()
+    wait_for_database()
+    with connect() as connection:
+        word = f"{REFUSED} {time.time():.0f}" if problem else None
+        statement = sql.SQL("COMMENT ON DATABASE {} IS {}")
+        name = sql.Identifier(os.environ.get("POSTGRES_DB") or "mlflow")
+        connection.execute(statement.format(name, sql.Literal(word)))
+    if problem:
+        sys.exit(problem)
+
+
+def open_door() -> str:
+    asked = "auth" in os.environ.get("COMPOSE_PROFILES", "").split(",")
+    if not asked:
+        return (
             "the profile was given by --profile, which MLflow can't see: set COMPOSE_PROFILES=auth. "
             "If it ran before, it still runs without a password"
         )
+    missing = without_auth_secrets()
+    if missing:
+        return missing
     known = [name for name in ("POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY") if os.environ[name] == KNOWN]
-    if known:
-        sys.exit(f"{' and '.join(known)} are the ones that everybody knows: {INIT}")
+    return f"{' and '.join(known)} are the ones that everybody knows: {INIT}" if known else ""
+
+
+def was_refused() -> bool:
+    """Whether `check` refused just now."""
+    query = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()"
+    with connect() as connection:
+        row = connection.execute(query).fetchone()
+    word, _, when = str(row[0] if row else "").partition(" ")
+    return word == REFUSED and time.time() - float(when) < 60
 
 
 def migrate() -> None:
     wait_for_database()
-    upgrade("mlflow", "db", "upgrade", database())
+    if was_refused():
+        sys.exit("the profile auth refused to start: docker compose -f docker-compose.mlflow.yml logs auth")
+    # In this process: a command's arguments can be seen by all.
+    from mlflow.cli import cli
+
+    cli(["db", "upgrade", database()], standalone_mode=False)
     if auth():  # or the first servers would race to make its tables
-        upgrade(sys.executable, "-m", "mlflow.server.auth", "db", "upgrade", "--url", database())
+        from mlflow.server.auth.cli import commands
 
-
-def upgrade(*command: str) -> None:
-    done = subprocess.run(command)
-    if done.returncode:  # a CalledProcessError would show the password
-        sys.exit(f"{' '.join(command[:-1])} ended with {done.returncode}")
+        commands(["db", "upgrade", "--url", database()], standalone_mode=False)
 
 
 def connect():
@@ -93,6 +127,11 @@ def wait_for_database() -> None:
             connect().close()
             return
         except OperationalError as error:
+            if "password authentication failed" in str(error):
+                sys.exit(
+                    "Postgres refuses this password: its volume was made with another one. Set that one, or "
+                    "remove the volumes and all runs with them (docker compose ... down --volumes)"
+                )
             if time.monotonic() > deadline:
                 sys.exit(str(error))
             time.sleep(2)
@@ -125,8 +164,17 @@ def gc() -> None:
         env["MLFLOW_TRACKING_USERNAME"] = env.get("MLFLOW_AUTH_ADMIN_USERNAME") or "admin"
         env["MLFLOW_TRACKING_PASSWORD"] = env["MLFLOW_AUTH_ADMIN_PASSWORD"]
     older = env.get("MLFLOW_GC_OLDER_THAN") or "30d"
-    command = ["mlflow", "gc", "--backend-store-uri", database(), "--older-than", older]
-    os.execvp("mlflow", [*command, "--tracking-uri", "http://mlflow:5000"])
+    from mlflow.cli import cli
+
+    options = [
+        "--backend-store-uri",
+        database(),
+        "--older-than",
+        older,
+        "--tracking-uri",
+        "http://mlflow:5000",
+    ]
+    cli(["gc", *options], standalone_mode=False)
 
 
 def serve() -> None:

@@ -202,7 +202,11 @@ def figures(compose: Compose) -> None:
 
 
 def asks_for_a_password(compose: Compose, directory: Path) -> Path:
-    """Under `auth`: refuses to start without secrets, and then answers nobody without one."""
+    """Under `auth`: refuses to start where anybody could enter, then answers nobody without a password."""
+    compose("down")
+    compose("--profile", "auth", "up", "-d", check=False)  # which MLflow can't see
+    expect(STACK.post(SEARCH, {"max_results": 1}) == 0, "--profile auth started MLflow without a password")
+    expect("set COMPOSE_PROFILES=auth" in compose("logs", "auth").decode(), "auth doesn't say what to do")
     compose.write(COMPOSE_PROFILES="auth")
     told = compose("up", "-d", "--wait", check=False).decode()
     expect("didn't complete successfully" in told, f"auth started without passwords: {told[-800:]}")
