@@ -38,10 +38,8 @@ from checks import (
     agentcore,
     answers_nobody_else,
     deletes_for_good,
-    deletes_many,
     expect,
     is_promoted,
-    say,
     survives,
     tracks_a_demo,
     variables,
@@ -246,10 +244,6 @@ def is_collected(cluster: Cluster, directory: Path, run_id: str) -> None:
         if item["metadata"]["name"] == "mlflow-gc" and item["kind"] == "Job":
             (container,) = item["spec"]["template"]["spec"]["containers"]
             container["env"] = [{"name": "MLFLOW_GC_OLDER_THAN", "value": "0s"}]
-    if not deletes_many(cluster.stack):
-        say("  with nothing to remove: this S3 refuses DeleteObjects as boto3 signs it")
-        cluster.up("mlflow-gc")
-        return
     deletes_for_good(cluster.stack, directory, run_id, lambda: cluster.up("mlflow-gc"))
 
 

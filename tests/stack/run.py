@@ -32,10 +32,8 @@ from checks import (
     agentcore,
     answers_nobody_else,
     deletes_for_good,
-    deletes_many,
     expect,
     is_promoted,
-    say,
     survives,
     tells_its_figures,
     tracks_a_demo,
@@ -185,10 +183,6 @@ def backed_up_and_restored(compose: Compose, run_id: str) -> None:
 def is_collected(compose: Compose, directory: Path, run_id: str) -> None:
     """What docs/operations.md says of old runs: archived, then removed for good."""
     collect = ("run", "--rm", "-e", "MLFLOW_GC_OLDER_THAN=0s", "migrate", "python3", "/etc/serve.py", "gc")
-    if not deletes_many(STACK):
-        say("  with nothing to remove: this S3 refuses DeleteObjects as boto3 signs it")
-        compose(*collect)
-        return
     deletes_for_good(STACK, directory, run_id, lambda: compose(*collect) and None)
 
 
