@@ -1,4 +1,4 @@
-# Needs python3 (3.11 or newer), make and a package index; all else is fetched into .venv.
+# Needs python3 (3.11 or newer), make and a package index; everything else is installed into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -36,13 +36,13 @@ types: $(STAMP)
 
 check: lint types test
 
-# Needs kubectl; checkov has more dependencies than AgentCore and an environment of its own.
+# Needs kubectl. Checkov has more dependencies than AgentCore, so it gets its own environment.
 policies: $(STAMP)
-	@command -v kubectl >/dev/null || { echo "kubectl is not installed: it renders the manifests"; exit 1; }
+	@command -v kubectl >/dev/null || { echo "kubectl is needed to render the manifests: install it"; exit 1; }
 	UV_TOOL_DIR=$(VENV)/tools UV_TOOL_BIN_DIR=$(BIN) $(UV) tool install --quiet checkov
 	$(BIN)/python -m pytest -q -rs tests/test_manifests.py
 
-# Needs a network beyond the package index: known weaknesses of what the lock names.
+# Checks the locked packages for known vulnerabilities. Needs more network access than the package index.
 audit: $(STAMP)
 	UV_TOOL_DIR=$(VENV)/tools UV_TOOL_BIN_DIR=$(BIN) $(UV) tool install --quiet pip-audit
 	$(BIN)/pip-audit --disable-pip --require-hashes --requirement requirements.lock

@@ -3,49 +3,77 @@
 Importing this package imports neither DSPy nor MLflow; the names below load on first use.
 """
 
-import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from agentcore._process import keep_litellm_offline
 from agentcore._version import __version__
 
-# litellm asks the network for its price map when it is imported (seconds without a network);
-# this has to stand before anything imports it.
-os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+keep_litellm_offline()
 
 if TYPE_CHECKING:
-    from agentcore.data import Dataset
-    from agentcore.dspy_optimization import OptimizationPipeline, OptimizationRequest, OptimizationResult
+    from agentcore.data import Dataset, load_dataset
+    from agentcore.dspy_optimization import (
+        Estimate,
+        MLflowTracker,
+        OptimizationConstraints,
+        OptimizationObjective,
+        OptimizationPipeline,
+        OptimizationRequest,
+        OptimizationResult,
+        OptimizationTarget,
+        PerformanceMetrics,
+        Progress,
+    )
     from agentcore.errors import AgentCoreError
+    from agentcore.lm import offline_lm
     from agentcore.settings import MLflowConfig
-    from agentcore.tracking import MLflowTracker
+    from agentcore.tracking import RunTracker
 
-_HOMES = {
+_MODULES = {
     "AgentCoreError": "agentcore.errors",
     "Dataset": "agentcore.data",
+    "Estimate": "agentcore.dspy_optimization",
     "MLflowConfig": "agentcore.settings",
-    "MLflowTracker": "agentcore.tracking",
+    "MLflowTracker": "agentcore.dspy_optimization",
+    "OptimizationConstraints": "agentcore.dspy_optimization",
+    "OptimizationObjective": "agentcore.dspy_optimization",
     "OptimizationPipeline": "agentcore.dspy_optimization",
     "OptimizationRequest": "agentcore.dspy_optimization",
     "OptimizationResult": "agentcore.dspy_optimization",
+    "OptimizationTarget": "agentcore.dspy_optimization",
+    "PerformanceMetrics": "agentcore.dspy_optimization",
+    "Progress": "agentcore.dspy_optimization",
+    "RunTracker": "agentcore.tracking",
+    "load_dataset": "agentcore.data",
+    "offline_lm": "agentcore.lm",
 }
 
 __all__ = [
     "AgentCoreError",
     "Dataset",
+    "Estimate",
     "MLflowConfig",
     "MLflowTracker",
+    "OptimizationConstraints",
+    "OptimizationObjective",
     "OptimizationPipeline",
     "OptimizationRequest",
     "OptimizationResult",
+    "OptimizationTarget",
+    "PerformanceMetrics",
+    "Progress",
+    "RunTracker",
     "__version__",
+    "load_dataset",
+    "offline_lm",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
-    raise AttributeError(f"module 'agentcore' has no attribute {name!r}")
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -1,7 +1,7 @@
-"""A fork waits until no thread is where it would leave the child a lock that nobody releases.
+"""Delays `os.fork` while another thread holds a lock that the child would inherit and never release.
 
-SQLite's own mutexes and Python's import locks are such: a child forked while another thread holds one hangs
-at its first use of them.
+This affects SQLite's mutexes and Python's import locks: a child forked while another thread holds one hangs
+the first time it needs that lock.
 """
 
 import contextlib
@@ -11,11 +11,11 @@ import time
 from collections.abc import Iterator
 
 _PATIENCE = 30.0
-"""Seconds for which a fork waits at most: importing MLflow may take ten."""
+"""Maximum seconds that a fork waits; importing MLflow alone can take ten."""
 
 
 class _Gate:
-    """Many threads may be inside, or one forks."""
+    """A shared/exclusive lock: either any number of threads are inside, or one thread is forking."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -57,7 +57,7 @@ _gate = _Gate()
 
 @contextlib.contextmanager
 def not_forked() -> Iterator[None]:
-    """No fork happens within; may be nested."""
+    """Hold off forks while the block runs. Reentrant."""
     gate = _gate
     gate.enter()
     try:

@@ -1,18 +1,19 @@
-"""Objects by their `package.module:name`."""
+"""Look up objects by `package.module:name`, and the reverse."""
 
 import importlib
 import sys
 from collections.abc import Iterable
 from typing import Any
 
-from agentcore.errors import ConfigurationError, first_line
+from agentcore._redaction import first_line
+from agentcore.errors import ConfigurationError
 
 
 def import_object(path: str, what: str, known: Iterable[str] = ()) -> Any:
-    """The object at `package.module:name`.
+    """Import the object at `package.module:name`.
 
     Raises:
-        ConfigurationError: the path has another form, the module can't be imported, or has no such name.
+        ConfigurationError: the path is malformed, or the module can't be imported or has no such name.
     """
     module_name, separator, name = path.partition(":")
     if not (module_name and separator and name):
@@ -22,7 +23,7 @@ def import_object(path: str, what: str, known: Iterable[str] = ()) -> Any:
         found: Any = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ConfigurationError(
-            f"{what} {path!r}: no module {error.name!r}. Run where it can be imported, or set PYTHONPATH"
+            f"{what} {path!r}: no module named {error.name!r}. Install it, or add its directory to PYTHONPATH"
         ) from None
     except Exception as error:
         raise ConfigurationError(
@@ -36,7 +37,7 @@ def import_object(path: str, what: str, known: Iterable[str] = ()) -> Any:
 
 
 def importable(value: Any) -> str | None:
-    """The `package.module:name` under which another process finds this very object; None if there is none."""
+    """The `package.module:name` from which another process can import this object, or None."""
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
     if not (isinstance(module, str) and isinstance(name, str)) or module == "__main__":
         return None

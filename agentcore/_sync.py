@@ -1,16 +1,16 @@
-"""The synchronous twin of every async entry, by one mechanism: `obj.sync.method(...)`."""
+"""Blocking versions of the asynchronous methods: `obj.sync.method(...)`."""
 
 import asyncio
 import contextlib
 import contextvars
 import functools
-import inspect
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _lock = threading.Lock()
@@ -18,7 +18,7 @@ _loop: asyncio.AbstractEventLoop | None = None
 
 
 def _background_loop() -> asyncio.AbstractEventLoop:
-    """One event loop in a daemon thread for the whole process: notebooks already run one in theirs."""
+    """The process-wide event loop, in a daemon thread, since notebooks already run one in theirs."""
     global _loop
     with _lock:
         if _loop is None:
@@ -29,7 +29,8 @@ def _background_loop() -> asyncio.AbstractEventLoop:
 
 
 def _run_always(loop: asyncio.AbstractEventLoop) -> None:
-    """A SystemExit in a task stops its loop; the task's caller gets it, and others still need the loop."""
+    """Restart the loop when a SystemExit in a task stops it. The task's caller gets the exception; other
+    callers still need the loop."""
     while True:
         with contextlib.suppress(SystemExit, KeyboardInterrupt):
             loop.run_forever()
@@ -66,11 +67,13 @@ def run_blocking(work: Coroutine[Any, Any, T], context: contextvars.Context | No
 
 
 class SyncTwin:
-    """Every public coroutine method of `target`, made blocking. Safe inside a running event loop.
+    """The blocking twin of an object with asynchronous methods. Safe inside a running event loop.
 
-    Each call runs in a copy of the caller's context. The variables named in `carry` go on from call to
-    call within a thread, so that a run started by `twin.start_run(...)` is the current run of
-    `twin.log_*(...)`.
+    A subclass lists each method explicitly, as in `log_metrics = blocking(RunTracker.log_metrics)`, so that
+    type checkers and completion see it. A test checks that the two classes match.
+
+    Each call runs in a copy of the caller's context. The variables in `carry` are carried from call to call
+    within a thread, so that a run started by `twin.start_run(...)` is the current run of `twin.log_*(...)`.
     """
 
     def __init__(self, target: object, carry: Sequence[contextvars.ContextVar[Any]] = ()) -> None:
@@ -78,22 +81,25 @@ class SyncTwin:
         self._carry = carry
         self._carried = threading.local()
 
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._target, name)
-        if name.startswith("_") or not inspect.iscoroutinefunction(value):
-            return value
-        return self._blocking(value)
+    def _call(self, name: str, args: Any, kwargs: Any) -> Any:
+        context, carried = contextvars.copy_context(), vars(self._carried)
+        for variable in self._carry:
+            if variable.name in carried:
+                context.run(variable.set, carried[variable.name])
+        try:
+            return run_blocking(getattr(self._target, name)(*args, **kwargs), context)
+        finally:
+            carried.update({item.name: context[item] for item in self._carry if item in context})
 
-    def _blocking(self, method: Callable[..., Coroutine[Any, Any, T]]) -> Callable[..., T]:
-        @functools.wraps(method)
-        def call(*args: Any, **kwargs: Any) -> T:
-            context, carried = contextvars.copy_context(), vars(self._carried)
-            for variable in self._carry:
-                if variable.name in carried:
-                    context.run(variable.set, carried[variable.name])
-            try:
-                return run_blocking(method(*args, **kwargs), context)
-            finally:
-                carried.update({item.name: context[item] for item in self._carry if item in context})
 
-        return call
+def blocking(
+    method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[Any, P], T]:
+    """A method of a `SyncTwin` that calls the target's `method` and blocks until it is done."""
+
+    @functools.wraps(method)
+    def call(twin: Any, *args: P.args, **kwargs: P.kwargs) -> T:
+        result: T = twin._call(method.__name__, args, kwargs)
+        return result
+
+    return cast("Callable[Concatenate[Any, P], T]", call)

@@ -1,4 +1,4 @@
-"""Blocking work beside the event loop, in daemon threads that keep no process from ending."""
+"""Run blocking work off the event loop, in daemon threads that don't keep the process alive."""
 
 import asyncio
 import contextvars
@@ -8,16 +8,12 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-exiting = threading.Event()
-"""Set where the process is about to end without its finalization: a thread makes nothing any more that would
-have to be removed."""
-
 
 def start_in_thread(work: Callable[[], T], *, name: str = "agentcore-worker") -> "asyncio.Future[T]":
     """Run `work` in a new daemon thread under a copy of the caller's context (DSPy's overrides live there).
 
-    Cancelling the future does not stop the thread: `work` has to watch a guard. An executor's threads
-    would be joined at exit, so that one hung LM call kept the process alive.
+    Cancelling the future does not stop the thread; `work` has to check a guard. An executor would not do:
+    its threads are joined at exit, so a single hung LM call would keep the process alive.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
@@ -37,9 +33,9 @@ def start_in_thread(work: Callable[[], T], *, name: str = "agentcore-worker") ->
         try:
             value = context.run(work)
         except (StopIteration, SystemExit, KeyboardInterrupt) as caught:
-            # A future can't hold the first, and the others would end the event loop.
+            # A future can't hold a StopIteration, and the other two would stop the event loop.
             error = RuntimeError(f"{type(caught).__name__} raised in a worker thread: {caught}")
-        except BaseException as caught:  # noqa: BLE001 - handed to the one who awaits
+        except BaseException as caught:  # noqa: BLE001 - passed on to the awaiting caller
             error = caught
         if not loop.is_closed():
             loop.call_soon_threadsafe(resolve, value, error)
@@ -49,5 +45,5 @@ def start_in_thread(work: Callable[[], T], *, name: str = "agentcore-worker") ->
 
 
 async def run_in_thread(work: Callable[[], T]) -> T:
-    """Await `work` run in a daemon thread; see `start_in_thread`."""
+    """Run `work` in a daemon thread and await its result; see `start_in_thread`."""
     return await start_in_thread(work)

@@ -25,7 +25,7 @@ _URI_SCHEMES = (
 
 
 class _EnvSettings(BaseSettings):
-    """Settings from arguments, else the environment, else `.env.mlflow` in the working directory."""
+    """Settings from arguments, the environment or `.env.mlflow` in the working directory, in that order."""
 
     def __init__(self, **values: Any) -> None:
         check_env_file(Path(ENV_FILE))
@@ -43,22 +43,22 @@ class Settings(_EnvSettings):
     model_config = SettingsConfigDict(env_prefix="AGENTCORE_", env_file=ENV_FILE, extra="ignore")
 
     lm: str | None = None
-    """`AGENTCORE_LM`: the language model where neither `lm=` nor `--lm` names one."""
+    """`AGENTCORE_LM`: the language model to use if neither `lm=` nor `--lm` is set."""
     prompt_lm: str | None = None
-    """`AGENTCORE_PROMPT_LM`: the model that proposes instructions; default: the same as `lm`."""
+    """`AGENTCORE_PROMPT_LM`: the model that proposes instructions; defaults to `lm`."""
     state_dir: Path | None = None
-    """`AGENTCORE_STATE_DIR`: where the journal is kept; default: `~/.local/state/agentcore`."""
+    """`AGENTCORE_STATE_DIR`: the journal's directory; default: `~/.local/state/agentcore`."""
     journal_url: SecretStr | None = None
-    """`AGENTCORE_JOURNAL_URL`: a journal that several machines share, `postgresql+psycopg://…`."""
+    """`AGENTCORE_JOURNAL_URL`: a journal shared by several machines, `postgresql+psycopg://…`."""
     journal_keep_days: float = Field(default=7.0, ge=0)
-    """`AGENTCORE_JOURNAL_KEEP_DAYS`: how long runs stay in the journal after MLflow has them."""
+    """`AGENTCORE_JOURNAL_KEEP_DAYS`: days to keep a run in the journal after it is delivered to MLflow."""
     max_artifact_mb: float = Field(default=256.0, gt=0)
-    """`AGENTCORE_MAX_ARTIFACT_MB`: the largest artifact that is logged, in MiB."""
+    """`AGENTCORE_MAX_ARTIFACT_MB`: the size limit for logged artifacts, in MiB."""
 
     @field_validator("journal_url")
     @classmethod
     def _known_journal(cls, value: SecretStr | None) -> SecretStr | None:
-        advice = "use postgresql+psycopg://user:password@host/database, or leave it out for a file"
+        advice = "use postgresql+psycopg://user:password@host/database, or leave it unset to use a file"
         if value is not None:
             from sqlalchemy.engine import make_url
             from sqlalchemy.exc import ArgumentError
@@ -72,10 +72,10 @@ class Settings(_EnvSettings):
         return value
 
     def state_directory(self) -> Path:
-        """`state_dir`, else where the system keeps a user's state.
+        """`state_dir` if set, else `agentcore` in the user's XDG state directory.
 
         Raises:
-            ConfigurationError: there is neither.
+            ConfigurationError: `state_dir` is not set and there is no home directory.
         """
         if self.state_dir is not None:
             return self.state_dir.expanduser().absolute()
@@ -87,7 +87,7 @@ class Settings(_EnvSettings):
 
 
 class MLflowConfig(_EnvSettings):
-    """Where runs are tracked. Arguments win over `MLFLOW_*` variables, these over `.env.mlflow`.
+    """Where runs are tracked. Arguments override `MLFLOW_*` variables, which override `.env.mlflow`.
 
     Raises:
         ConfigurationError: a value is invalid, or `.env.mlflow` can't be parsed.
@@ -103,14 +103,15 @@ class MLflowConfig(_EnvSettings):
     tracking_password: SecretStr | None = None
     tracking_token: SecretStr | None = None
     request_timeout: float = 10.0
-    """Seconds that one request may take."""
+    """Timeout of one request, in seconds."""
 
     @field_validator("tracking_uri", "registry_uri")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(_URI_SCHEMES):
             raise ValueError(
-                f"{value!r} is no tracking URI: use http://host:port, sqlite:///file.db or postgresql+psycopg://…"
+                f"{value!r} is not a tracking URI: use http://host:port, sqlite:///file.db or "
+                "postgresql+psycopg://…"
             )
         return value
 
@@ -123,7 +124,7 @@ class MLflowConfig(_EnvSettings):
 
 
 class StackSettings(_EnvSettings):
-    """What is behind MLflow, for checks: MLflow's and AWS's own variables, else those of the compose file."""
+    """The services behind MLflow, for checks. Variables of MLflow and AWS override the compose file's."""
 
     model_config = SettingsConfigDict(env_file=ENV_FILE, extra="ignore")
 
@@ -142,7 +143,7 @@ class StackSettings(_EnvSettings):
 
     @property
     def database_url(self) -> str | None:
-        """MLflow's database; None where nothing tells."""
+        """URL of MLflow's database; None if it isn't configured."""
         if self.mlflow_backend_store_uri is not None:
             return self.mlflow_backend_store_uri.get_secret_value()
         if self.postgres_password is None:
@@ -153,7 +154,7 @@ class StackSettings(_EnvSettings):
 
     @property
     def bucket(self) -> str | None:
-        """The bucket of MLflow's artifacts; None where nothing tells."""
+        """The bucket of MLflow's artifacts; None if it isn't configured."""
         if self.mlflow_artifacts_destination is not None:
             scheme, _, rest = self.mlflow_artifacts_destination.partition("://")
             return rest.partition("/")[0] if scheme == "s3" else None
@@ -161,14 +162,14 @@ class StackSettings(_EnvSettings):
 
     @property
     def s3_endpoint(self) -> str | None:
-        """None for AWS's own."""
+        """The S3 endpoint; None for AWS itself."""
         if self.mlflow_s3_endpoint_url is not None or self.s3_secret_access_key is None:
             return self.mlflow_s3_endpoint_url
         return f"http://127.0.0.1:{self.s3_port}"
 
     @property
     def s3_keys(self) -> tuple[str | None, str | None]:
-        """Key and secret; None for what boto3 finds by itself, which knows of session tokens and roles."""
+        """Key and secret; both None to let boto3 find credentials, including session tokens and roles."""
         key, secret = self.aws_access_key_id, self.aws_secret_access_key
         if self.mlflow_s3_endpoint_url is None and self.mlflow_artifacts_destination is None:
             key, secret = self.s3_access_key_id, self.s3_secret_access_key
@@ -180,7 +181,7 @@ class StackSettings(_EnvSettings):
 
 
 def shown_uri(uri: str) -> str:
-    """A tracking URI without what may be a password."""
+    """A tracking URI without the parts that may contain a password."""
     scheme, separator, rest = uri.partition("://")
     shown = rest.rpartition("@")[2]
     if scheme.startswith(("postgresql", "mysql", "mssql")):
@@ -199,10 +200,10 @@ def explain(error: ValidationError) -> str:
 
 
 def check_env_file(path: Path) -> None:
-    """Refuse a malformed environment file, which its parser would only warn of.
+    """Reject a malformed environment file; its parser would only log a warning.
 
     Raises:
-        ConfigurationError: names the file and the first line that can't be parsed.
+        ConfigurationError: a line can't be parsed; the message names the file and the line.
     """
     if not path.is_file():
         return

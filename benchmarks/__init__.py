@@ -1,1 +1,1 @@
-"""Side-by-side measurements; run them as modules from the repository's root."""
+"""Side-by-side measurements; run them as modules from the repository root."""

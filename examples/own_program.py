@@ -1,9 +1,9 @@
-"""A program, examples and a metric of your own, optimized from Python.
+"""Optimize your own program from Python, with your own examples and metric.
 
-    AGENTCORE_LM=offline/knn python examples/own_program.py      # without a key, shows the mechanics
+    AGENTCORE_LM=offline/knn python examples/own_program.py      # no API key needed; shows how it works
     OPENAI_API_KEY=… AGENTCORE_LM=openai/gpt-5-mini python examples/own_program.py
 
-Runs are tracked in the MLflow server of MLFLOW_TRACKING_URI, else in mlflow.db here.
+Runs are tracked at MLFLOW_TRACKING_URI, else in mlflow.db in the working directory.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ async def main() -> None:
     tracker = MLflowTracker(config)
     best = await tracker.get_best_run(target_id="router")
     assert best is not None
-    router = await tracker.load_model_artifact(best.run_id, "optimized_model", program=Router())
+    router = await tracker.load_model_artifact(best.info.run_id, "optimized_model", program=Router())
     with dspy.context(lm=resolve_lm()):
         print(await router.acall(message="Where is my parcel 77?"))
 

@@ -18,6 +18,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 import pytest
 
 import agentcore  # noqa: F401 - sets LITELLM_LOCAL_MODEL_COST_MAP before litellm is imported
+from agentcore import _process
 from agentcore.settings import MLflowConfig
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.setenv("AGENTCORE_STATE_DIR", str(tmp_path / "state"))
     monkeypatch.chdir(tmp_path)
     yield
+    _process._authorization.clear()
     if "agentcore.tracking" in sys.modules:
         from agentcore.tracking import stop_deliveries
 

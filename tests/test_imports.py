@@ -17,14 +17,64 @@ HEAVY = ("mlflow", "dspy", "litellm", "sklearn", "scipy", "pandas", "matplotlib"
         "try: main()\nexcept SystemExit as end: assert end.code == 0, end.code",
         "import sys; sys.argv = ['agentcore', 'optimize', '--help']\nfrom agentcore.cli import main\n"
         "try: main()\nexcept SystemExit as end: assert end.code == 0, end.code",
-        "from agentcore.settings import MLflowConfig; MLflowConfig()",
+        "import agentcore.settings; agentcore.settings.MLflowConfig()",
+        "import agentcore.tracking",
+        "import agentcore.journal",
+        "import agentcore.dspy_optimization.tracking",
+        "import agentcore.dspy_optimization.events",
     ],
-    ids=["import", "version", "help", "command help", "config"],
+    ids=["import", "version", "help", "command help", "config", "tracking", "journal", "tracker", "events"],
 )
 def test_light_entries_import_nothing_heavy(code):
     check = f"{code}\nimport sys; print('LOADED', [name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "LOADED []"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_loads_little_more_than_typer(arguments):
+    """A bare typer command takes about 0.14 s here, and most of that is typer itself."""
+    script = f"""
+import sys
+sys.argv = ['agentcore', *{arguments!r}]
+import typer.main
+before = set(sys.modules)
+from agentcore.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
+heavy = {{"pydantic", "pydantic_settings", "sqlalchemy", "numpy", "asyncio", "logging"}}
+print("LOADED", *sorted(new & heavy))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "LOADED"
+
+
+@pytest.mark.parametrize("arguments", [["sync"], ["runs"], ["best"], ["journal", "ls"], ["journal", "prune"]])
+def test_commands_that_optimize_nothing_load_no_dspy(config, monkeypatch, arguments):
+    """With a run to deliver and to list."""
+    from agentcore.tracking import RunTracker
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking_uri)
+    tracker = RunTracker(config)
+    tracker.sync.start_run(run_name="a run")
+    tracker.sync.log_metrics({"improvement_percentage": 0.5})
+    tracker.sync.end_run()
+    script = f"""
+import sys
+sys.argv = ['agentcore', *{arguments!r}]
+from agentcore.cli import main
+code = 0
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+print("ENDED", code, *(name for name in ("dspy", "litellm") if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "ENDED 0", done.stdout + done.stderr
 
 
 def test_litellm_is_kept_from_the_network():
@@ -34,9 +84,23 @@ def test_litellm_is_kept_from_the_network():
 
 
 def test_every_public_name_loads():
-    import agentcore
+    import agentcore.dspy_optimization
+    import agentcore.evaluation
+    import agentcore.lm
+    import agentcore.tracking
 
-    for name in agentcore.__all__:
-        assert getattr(agentcore, name) is not None
+    for module in (
+        agentcore,
+        agentcore.dspy_optimization,
+        agentcore.tracking,
+        agentcore.evaluation,
+        agentcore.lm,
+    ):
+        for name in module.__all__:
+            assert getattr(module, name) is not None
+    wanted = "OptimizationTarget OptimizationObjective OptimizationConstraints PerformanceMetrics"
+    assert {*wanted.split(), "load_dataset", "RunTracker", "Progress", "MLflowTracker"} <= {
+        *agentcore.__all__
+    }
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         agentcore.nothing  # noqa: B018

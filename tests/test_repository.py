@@ -1,8 +1,11 @@
 """Rules of the repository that no linter knows."""
 
+import ast
 import re
 import tomllib
 from pathlib import Path
+
+import grimp
 
 from agentcore.errors import AgentCoreError
 
@@ -39,6 +42,50 @@ def test_no_global_state_of_dspy_or_mlflow():
         r"mlflow\.(start_run|log_metric|log_param|set_tag|set_experiment|end_run|set_tracking_uri)\("
     )
     assert not [path.name for path in sources() if forbidden.search(path.read_text())]
+
+
+def test_no_import_cycle():
+    """Over all modules, imports within functions and for type checkers included."""
+    graph = grimp.build_graph("agentcore", cache_dir=None)
+    known = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    left = dict(known)
+    while free := [name for name, imported in left.items() if not imported & left.keys()]:
+        for name in free:
+            del left[name]
+    assert sorted(left) == []
+
+
+def test_every_package_and_module_is_on_a_floor():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (layers,) = [
+        item["layers"] for item in project["tool"]["importlinter"]["contracts"] if item["type"] == "layers"
+    ]
+    floors = {name for layer in layers for name in layer.split(" | ")}
+    graph = grimp.build_graph("agentcore", cache_dir=None)
+    rooms = {
+        f"agentcore.{path.name}" for path in (ROOT / "agentcore").iterdir() if (path / "__init__.py").exists()
+    }
+    own = {name for name in graph.find_children("agentcore") if name not in rooms}
+    assert rooms | own <= floors | {"agentcore.__main__", "agentcore._version"}
+    told = (ROOT / "docs/architecture.md").read_text()
+    for room in rooms:
+        assert f"`{room.replace('.', '/')}/`" in told, room
+
+
+def test_no_function_takes_a_dozen_arguments():
+    """Except commands, whose arguments typer reads, and the documented constructor."""
+    dspys = "_optimize_prompt_parameters"
+    found = []
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                arguments = node.args
+                count = len(arguments.posonlyargs) + len(arguments.args) + len(arguments.kwonlyargs)
+                positional = len(arguments.posonlyargs) + len(arguments.args)
+                most = 14 if node.name == "__init__" else 10
+                if node.name not in ("optimize", dspys) and (count > most or positional > 8):
+                    found.append(f"{path.name}: {node.name} takes {count}")
+    assert found == []
 
 
 def test_errors_have_one_root_and_known_exit_codes():

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from agentcore.errors import first_line, redact
-
 ROOT = Path(__file__).parents[1]
 KEY = "sk-sentinel-A1b2C3d4E5f6G7h8"
 ENVIRONMENT_KEY = "env-sentinel-Z9y8X7w6V5u4"
@@ -86,14 +84,3 @@ def test_the_key_is_in_no_byte_of_what_a_run_leaves(migrated_store, tmp_path, ow
     assert ENVIRONMENT_KEY.encode() not in output
     ours = [line for line in (tmp_path / "debug.log").read_text().splitlines() if ":agentcore" in line]
     assert not [line for line in ours if KEY in line]
-
-
-def test_redaction(monkeypatch):
-    monkeypatch.setenv("MY_API_TOKEN", "abcdefgh12345678")
-    monkeypatch.setenv("SHORT_KEY", "abc")
-    assert redact("x abcdefgh12345678 abc", ["given-secret"]) == "x [redacted] abc"
-    assert redact("has given-secret", ["given-secret"]) == "has [redacted]"
-    long = "given-secret-that-straddles"
-    cut = first_line(ValueError("x" * 290 + " " + long), secrets=[long])
-    assert "given" not in cut
-    assert first_line(ValueError("two\nlines abcdefgh12345678")) == "ValueError: two lines [redacted]"

@@ -10,11 +10,10 @@ _INTERRUPTED, _TERMINATED = 130, 143
 
 
 def main() -> None:
-    """Entry point. Exit codes: 0 good, 1 the answer is no, 2 wrong usage, 3 something outside failed.
+    """Entry point. Exit codes: 0 success, 1 negative result, 2 wrong usage, 3 external failure.
 
-    SIGTERM stops a command as Ctrl-C does: by itself it would not end the first process of a container. Where
-    a shell has its background jobs ignore Ctrl-C it ends them at once, as it always does.
-    """
+    SIGTERM stops a command like Ctrl-C does; a container's PID 1 would otherwise ignore it. If a shell makes
+    its background jobs ignore Ctrl-C, SIGTERM keeps its default and ends them at once."""
     stopped = _INTERRUPTED
 
     def terminate(*_: object) -> None:
@@ -39,7 +38,7 @@ def _run() -> None:
     from agentcore.cli._console import fail
     from agentcore.errors import AgentCoreError
 
-    # A console script doesn't look for the user's modules where it is run.
+    # Unlike `python -m`, a console script doesn't import from the working directory.
     sys.path.insert(0, "")
     try:
         app()
@@ -48,17 +47,17 @@ def _run() -> None:
 
 
 def _leave_at_once(code: int) -> NoReturn:
-    """End the process without its finalization, which aborts where a thread is just printing."""
+    """End the process without Python's finalization, which aborts while a thread is printing."""
     import atexit
     import os
 
-    from agentcore._threads import exiting
+    from agentcore._process import exiting
 
     exiting.set()
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    if client := sys.modules.get("agentcore.tracking._client"):
-        # Again, as the last thing: MLflow makes the directory of a store anew if it is gone.
-        client.remove_unfinished()
+    if tracking := sys.modules.get("agentcore.tracking"):
+        # Again, as the last step: MLflow recreates a store's directory if it is gone.
+        tracking.remove_unfinished()
     os._exit(code)

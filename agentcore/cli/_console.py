@@ -1,40 +1,58 @@
-"""Consoles, errors, and the configuration that commands share."""
+"""Consoles, errors and running coroutines. Imports nothing heavy, to keep `--help` fast."""
 
-import asyncio
 import sys
 from collections.abc import Coroutine
-from typing import Any, NoReturn, TypeVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from agentcore.settings import MLflowConfig
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
-LOCAL_TRACKING = "sqlite:///mlflow.db"
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+class _LazyConsole:
+    """Rich's console, created on first use."""
+
+    def __init__(self, *, stderr: bool) -> None:
+        self._stderr = stderr
+
+    @cached_property
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        return Console(stderr=self._stderr, highlight=False)
+
+    def print(self, *objects: Any, **style: Any) -> None:
+        self._console.print(*objects, **style)
+
+
+out = _LazyConsole(stderr=False)
+err = _LazyConsole(stderr=True)
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """One line on stderr, then exit."""
+    """Print one line on stderr, then exit."""
+    from rich.markup import escape
+
     err.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     sys.exit(code)
 
 
-def tracking_config(experiment: str | None = None) -> MLflowConfig:
-    """The configured MLflow, else a SQLite file in the working directory, so that nothing has to run."""
-    config = MLflowConfig(experiment_name=experiment) if experiment else MLflowConfig()
-    if "tracking_uri" not in config.model_fields_set:
-        config = config.model_copy(update={"tracking_uri": LOCAL_TRACKING})
-    return config
+def note(message: str) -> None:
+    """Print a note on stderr; the message may contain markup."""
+    err.print(f"[yellow]note:[/] {message}", soft_wrap=True)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def quiet_libraries() -> None:
-    """DSPy, MLflow and Alembic log each step; errors reach the user through our own."""
+    """Silence DSPy, MLflow and Alembic, which log every step; users get our own errors."""
     import logging
 
     for name in ("dspy", "LiteLLM"):
@@ -45,6 +63,8 @@ def quiet_libraries() -> None:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine; Ctrl-C cancels it and exits 130."""
+    import asyncio
+
     quiet_libraries()
     try:
         return asyncio.run(work)

@@ -1,14 +1,11 @@
 """`agentcore doctor`."""
 
-import json
 from typing import Annotated
 
 import typer
-from pydantic import SecretStr
-from rich.markup import escape
 
-from agentcore.cli._console import out, run, tracking_config
-from agentcore.settings import StackSettings
+from agentcore.cli._console import out, run
+from agentcore.cli._tracking import tracking_config
 
 _MARKS = {"ok": "[green]ok[/]     ", "failed": "[bold red]failed[/] ", "skipped": "[dim]skipped[/]"}
 
@@ -21,20 +18,29 @@ def doctor(
             "[default: all]."
         ),
     ] = None,
-    lm: Annotated[str | None, typer.Option(help="A model to ask one word [default: AGENTCORE_LM].")] = None,
+    lm: Annotated[
+        str | None, typer.Option(help="Model to test with a one-word request [default: AGENTCORE_LM].")
+    ] = None,
     database: Annotated[
         str | None, typer.Option(help="MLflow's database [default: MLFLOW_BACKEND_STORE_URI].")
     ] = None,
     s3: Annotated[
-        str | None, typer.Option(help="s3://bucket of its artifacts [default: MLFLOW_ARTIFACTS_DESTINATION].")
+        str | None,
+        typer.Option(help="s3://bucket with MLflow's artifacts [default: MLFLOW_ARTIFACTS_DESTINATION]."),
     ] = None,
     s3_endpoint: Annotated[
-        str | None, typer.Option(help="Of a store other than AWS's [default: MLFLOW_S3_ENDPOINT_URL].")
+        str | None, typer.Option(help="S3 endpoint, if not AWS [default: MLFLOW_S3_ENDPOINT_URL].")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each finding.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per finding.")] = False,
 ) -> None:
-    """Check all that a run needs: each line says ok, or what to do. Exits 3 where something is broken."""
+    """Check everything that a run needs, and say how to fix problems. Exits 3 if a check fails."""
+    import json
+
+    from pydantic import SecretStr
+    from rich.markup import escape
+
     from agentcore.doctor import Places, diagnose
+    from agentcore.settings import StackSettings
 
     stack = StackSettings()
     given = {

@@ -1,19 +1,21 @@
 """`agentcore sync` and `agentcore journal`."""
 
-import signal
-import threading
-import time
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentcore.cli._console import err, out, quiet_libraries, tracking_config
+from agentcore._naming import now_ms, utc
+from agentcore.cli._console import counted, note, out, quiet_libraries
+from agentcore.cli._tracking import tracking_config
 from agentcore.errors import ConfigurationError, JournalError, TrackingError
+
+if TYPE_CHECKING:
+    from agentcore.journal import Journal, Stream
+    from agentcore.tracking import Delivery
 
 journal = typer.Typer(
     name="journal",
-    help="Look into the journal: what happened to each run, and what MLflow still lacks.",
+    help="Inspect the journal: the events of each run, and what MLflow doesn't have yet.",
     no_args_is_help=True,
 )
 
@@ -22,13 +24,13 @@ _DAY_MS = 86_400_000
 
 
 def sync(
-    watch: Annotated[bool, typer.Option("--watch", help="Go on delivering until stopped.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep delivering until stopped.")] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, help="Seconds after which to give up [default: while it progresses]."),
+        typer.Option(min=0, help="Give up after this many seconds [default: once progress stops]."),
     ] = None,
 ) -> None:
-    """Deliver to MLflow what waits in the journal: of runs that were killed, or whose server was away."""
+    """Deliver pending journal entries to MLflow, such as those of killed runs or of server outages."""
     from agentcore.journal import open_journal
     from agentcore.tracking import delivery_for, limit_exit
 
@@ -41,41 +43,35 @@ def sync(
         return
     count, runs = _deliver(home, delivery, timeout)
     if runs:
-        out.print(f"delivered {count:,} entries of {_runs(runs)} to {delivery.destination}", soft_wrap=True)
+        out.print(
+            f"delivered {count:,} entries of {counted(runs, 'run')} to {delivery.destination}", soft_wrap=True
+        )
     else:
         out.print(f"nothing waits for {delivery.destination}", soft_wrap=True)
     for other, number in _elsewhere(home, delivery.destination).items():
-        err.print(
-            f"[yellow]note:[/] {_runs(number)} {'waits' if number == 1 else 'wait'} for {other}: "
-            "set MLFLOW_TRACKING_URI to it, and sync again",
-            soft_wrap=True,
+        note(
+            f"{counted(number, 'run')} {'waits' if number == 1 else 'wait'} for {other}: "
+            "set MLFLOW_TRACKING_URI to it, and sync again"
         )
 
 
-def _deliver(home: Any, delivery: Any, timeout: float | None) -> tuple[int, int]:
-    """Deliver all that waits; how many entries of how many runs."""
-    from agentcore.tracking import mark_interrupted
+def _deliver(home: "Journal", delivery: "Delivery", timeout: float | None) -> tuple[int, int]:
+    """Deliver the backlog; return the number of entries and of runs."""
+    from agentcore.dspy_optimization import mark_interrupted
 
     for item in mark_interrupted(home, delivery.destination):
-        err.print(
-            f"[yellow]note:[/] the process of run {item.name} died. "
-            f"Go on with it: agentcore resume {item.id[:8]}",
-            soft_wrap=True,
-        )
+        note(f"run {item.name} was interrupted. Resume it: agentcore resume {item.id[:8]}")
     waiting = {item.id: item.waiting for item in home.waiting(delivery.destination)}
     refused = {stream: len(home.rejected(stream)) for stream in waiting}
     delivery.deliver_backlog()
     delivery.flush(waiting, timeout=timeout, patience=10.0)
     for stream in waiting:
         for seq, reason in home.rejected(stream)[refused[stream] :]:
-            err.print(
-                f"[yellow]note:[/] entry {seq} of run {stream[:8]} was refused for good: {reason}",
-                soft_wrap=True,
-            )
+            note(f"MLflow permanently refused entry {seq} of run {stream[:8]}: {reason}")
     return sum(waiting.values()), len(waiting)
 
 
-def _elsewhere(home: Any, destination: str) -> dict[str, int]:
+def _elsewhere(home: "Journal", destination: str) -> dict[str, int]:
     found: dict[str, int] = {}
     for item in home.streams():
         if item.waiting and item.destination != destination:
@@ -83,12 +79,15 @@ def _elsewhere(home: Any, destination: str) -> dict[str, int]:
     return found
 
 
-def _watch(home: Any, delivery: Any) -> None:
-    """Deliver whatever comes, say when that changes, and end on SIGTERM or Ctrl-C with what was begun."""
+def _watch(home: "Journal", delivery: "Delivery") -> None:
+    """Deliver new entries and report changes until SIGTERM or Ctrl-C, then finish what is in flight."""
+    import signal
+    import threading
+
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    out.print(f"delivering to {delivery.destination} (Ctrl-C ends it)", soft_wrap=True)
+    out.print(f"delivering to {delivery.destination} (Ctrl-C to stop)", soft_wrap=True)
     told: str | None = None
     before = _delivered(home, delivery.destination)
     while not stop.is_set():
@@ -101,20 +100,23 @@ def _watch(home: Any, delivery: Any) -> None:
             now = _delivered(home, delivery.destination)
             if (moved := sum(now.values()) - sum(before.get(key, 0) for key in now)) > 0:
                 runs = sum(value > before.get(key, 0) for key, value in now.items())
-                out.print(f"{_now()} delivered {moved:,} entries of {_runs(runs)}", soft_wrap=True)
+                out.print(
+                    f"{utc(now_ms()):%H:%M:%S} delivered {moved:,} entries of {counted(runs, 'run')}",
+                    soft_wrap=True,
+                )
             before = now
             home.prune(_keep_until())
         except JournalError as error:
             problem = str(error)
         if problem is not None and problem != told:
-            err.print(f"[yellow]note:[/] {problem}", soft_wrap=True)
+            note(problem)
         told = problem
         stop.wait(_POLL_SECONDS)
     delivery.stop()
-    out.print("stopped; what is not delivered stays in the journal")
+    out.print("stopped; undelivered entries stay in the journal")
 
 
-def _delivered(home: Any, destination: str) -> dict[str, int]:
+def _delivered(home: "Journal", destination: str) -> dict[str, int]:
     return {item.id: item.delivered for item in home.streams(destination)}
 
 
@@ -122,14 +124,14 @@ def _keep_until(days: float | None = None) -> int:
     from agentcore.settings import Settings
 
     keep = Settings().journal_keep_days if days is None else days
-    return round(time.time() * 1000 - keep * _DAY_MS)
+    return round(now_ms() - keep * _DAY_MS)
 
 
 @journal.command("ls")
 def ls(
     limit: Annotated[int, typer.Option(min=1, help="How many runs, newest first.")] = 20,
 ) -> None:
-    """List the journal's runs, and what MLflow still lacks of each."""
+    """List the journal's runs, and how many entries of each MLflow is missing."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -138,7 +140,7 @@ def ls(
     home = open_journal()
     found = home.streams()
     if not found:
-        out.print(f"the journal at {home.home} is empty", soft_wrap=True)
+        out.print(f"the journal at {home.location} is empty", soft_wrap=True)
         return
     several = len({item.destination for item in found}) > 1
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
@@ -160,25 +162,25 @@ def ls(
             *([escape(item.destination)] if several else []),
         )
     out.print(table)
-    out.print(f"in {home.home}", soft_wrap=True)
+    out.print(f"in {home.location}", soft_wrap=True)
 
 
 @journal.command("show")
 def show(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run's id or its start.")],
-    limit: Annotated[int, typer.Option(min=0, help="How many of the last events.")] = 20,
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Run id, or a unique prefix of it.")],
+    limit: Annotated[int, typer.Option(min=0, help="How many of the latest events to show.")] = 20,
 ) -> None:
-    """Show a run's events, and why MLflow doesn't have them all."""
+    """Show a run's events, and which ones MLflow refused and why."""
     from rich.markup import escape
 
     from agentcore.journal import open_journal
 
     home = open_journal()
-    found = home.find(run_id.removeprefix("local-"))
-    if len(found) != 1:
-        what = f"{len(found)} runs start with" if found else "the journal has no run"
-        raise ConfigurationError(f"{what} {run_id!r}. List them with: agentcore journal ls")
-    (item,) = found
+    item = home.resolve(run_id)
+    if item is None:
+        raise ConfigurationError(
+            f"the journal has no run {run_id!r}. List its runs with: agentcore journal ls"
+        )
     out.print(f"[bold]{escape(item.name)}[/]  {_state(item)}  {item.id}")
     out.print(
         f"for {escape(item.destination)}, MLflow's id {item.tracking_id or 'not known yet'}", soft_wrap=True
@@ -186,7 +188,7 @@ def show(
     out.print(f"{item.last_seq:,} entries, {item.waiting:,} waiting")
     for seq, reason in home.rejected(item.id):
         out.print(f"[yellow]refused:[/] entry {seq}: {escape(reason)}", soft_wrap=True)
-    for entry in home.read(item.id, max(0, item.last_seq - limit)):
+    for entry in home.read(item.id, max(0, item.last_seq - limit), lenient=True):
         body = entry.event.model_dump(
             exclude={"schema_version", "timestamp_ms", "kind", "optimization_id"}, exclude_none=True
         )
@@ -204,19 +206,19 @@ def prune(
     older_than: Annotated[
         float | None,
         typer.Option(
-            min=0, max=36500, help="Days since their last change [default: AGENTCORE_JOURNAL_KEEP_DAYS or 7]."
+            min=0, max=36500, help="Days since the last change [default: AGENTCORE_JOURNAL_KEEP_DAYS or 7]."
         ),
     ] = None,
 ) -> None:
-    """Remove runs that have ended and that MLflow has; what waits is never removed."""
+    """Remove runs that have ended and are in MLflow; undelivered runs are never removed."""
     from agentcore.journal import open_journal
 
     home = open_journal()
     removed = home.prune(_keep_until(older_than))
-    out.print(f"removed {_runs(len(removed))} from {home.home}", soft_wrap=True)
+    out.print(f"removed {counted(len(removed), 'run')} from {home.location}", soft_wrap=True)
 
 
-def _state(item: Any) -> str:
+def _state(item: "Stream") -> str:
     if item.interrupted:
         return "resumable"
     if item.finished:
@@ -224,13 +226,5 @@ def _state(item: Any) -> str:
     return {"yes": "running", "unknown": "running?", "no": "open"}[item.working]
 
 
-def _runs(count: int) -> str:
-    return "1 run" if count == 1 else f"{count} runs"
-
-
 def _time(milliseconds: int) -> str:
-    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%m-%d %H:%M:%S")
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%H:%M:%S")
+    return f"{utc(milliseconds):%m-%d %H:%M:%S}"

@@ -1,4 +1,4 @@
-"""What a running optimization shows: one live line in a terminal, a line a stage elsewhere."""
+"""Progress display of an optimization: a live line in a terminal, one line per stage elsewhere."""
 
 import contextlib
 import io
@@ -16,8 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from agentcore.journal import (
-    Event,
+from agentcore.dspy_optimization.events import (
     OptimizationEvent,
     RunFinished,
     RunResumed,
@@ -25,24 +24,25 @@ from agentcore.journal import (
     TrialFinished,
     WarningRaised,
 )
+from agentcore.journal import Event
 
 _STAGES = {
     "preparing": "preparing",
     "baseline": "measuring the baseline on the test split",
     "search": "searching on train and validation",
     "winner": "measuring the winner on the test split",
-    "logging": "keeping the result",
+    "logging": "logging the result",
     "delivering": "delivering to MLflow",
 }
-# What DSPy's bootstrapping and tqdm print, whether asked or not.
+# Progress output of DSPy's bootstrapping and of tqdm.
 _NOISE = re.compile(r"Bootstrapp(ing|ed) |\d+%\|.*\|.*(it/s|s/it|\?it)|^Average Metric|^\s*$")
 
 
 class LiveView:
-    """Fed by the pipeline's events and progress; a context manager around the run."""
+    """Displays the pipeline's events and progress; wrap the run in `running()`."""
 
     def __init__(self) -> None:
-        # Bound to the stream itself: while the view runs, sys.stderr leads back here.
+        # Bound to the real stream: while the view runs, sys.stderr is redirected to this console.
         self.console = Console(file=sys.stderr, highlight=False)
         self.progress: Any = None
         self.warnings: list[str] = []
@@ -71,7 +71,7 @@ class LiveView:
         return bool(self.optimization_id)
 
     def delivering(self) -> None:
-        """The run is over; what is left is MLflow's."""
+        """The run is over; only delivery is left."""
         if self.progress is not None:
             self.progress.begin("delivering")
         if not self.console.is_terminal:
@@ -80,17 +80,15 @@ class LiveView:
     def event(self, event: Event) -> None:
         if isinstance(event, OptimizationEvent):
             self.optimization_id = event.optimization_id
-        # Warnings stand in the result's report; here only those of a run that has none.
+        # Warnings are printed with the result; print them here only if there is none.
         if isinstance(event, WarningRaised):
             self.warnings.append(event.message)
         elif isinstance(event, RunFinished) and event.status in ("failed", "cancelled"):
             for message in self.warnings:
                 self.console.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
         elif isinstance(event, RunResumed):
-            known = f"{event.trials} finished trials, {event.examples} measured examples"
-            self.console.print(
-                f"going on with run {event.optimization_id[:8]}, which has {known}", soft_wrap=True
-            )
+            known = f"{event.trials} trials finished, {event.examples} examples measured"
+            self.console.print(f"resuming run {event.optimization_id[:8]}: {known}", soft_wrap=True)
         elif isinstance(event, StageStarted) and not self.console.is_terminal:
             self.console.print(f"{_STAGES.get(event.stage, event.stage)} …", soft_wrap=True)
         elif isinstance(event, TrialFinished) and not self.console.is_terminal:
@@ -136,11 +134,11 @@ def cost_text(usd: float | None) -> str:
 
 
 class _Above(io.TextIOBase):
-    """Prints the user's own lines above the live view, and drops the libraries' bars."""
+    """Prints the user's own lines above the live view, and drops the libraries' progress bars."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._started = threading.local()  # print writes a line in pieces, each thread its own
+        self._started = threading.local()  # print() writes a line in pieces: buffer per thread
 
     def write(self, text: str) -> int:
         *lines, rest = re.split(r"[\n\r]", getattr(self._started, "line", "") + text)
@@ -156,7 +154,7 @@ class _Above(io.TextIOBase):
 
 @contextlib.contextmanager
 def _prints_above(console: Console) -> Iterator[None]:
-    # The process is the command's own, so its streams are too.
+    # The command owns the process, so it may redirect its streams.
     above = _Above(console)
     with contextlib.redirect_stdout(above), contextlib.redirect_stderr(above):
         yield

@@ -6,6 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from agentcore._naming import utc
 from agentcore.cli._console import out
 from agentcore.cli._live import cost_text
 
@@ -18,7 +19,7 @@ _ROWS = (
 
 
 def print_result(result: Any, tracking: str | None) -> None:
-    """Baseline → optimized, what is certain about it, and what to type next."""
+    """Print baseline and optimized metrics, the uncertainty of the gain, and the next commands."""
     before, after = result.measured_baseline, result.optimized_performance
     count = result.comparison.examples
     table = Table(title=f"Test split, {count} examples that no optimizer saw", title_justify="left")
@@ -43,7 +44,7 @@ def print_result(result: Any, tracking: str | None) -> None:
         soft_wrap=True,
     )
     if not result.meets_threshold:
-        out.print("[yellow]the improvement is below min_improvement_threshold: not worth it[/]")
+        out.print("[yellow]the improvement is below min_improvement_threshold[/]")
     for warning in result.warnings:
         out.print(f"[yellow]note:[/] {escape(warning)}", soft_wrap=True)
     if result.run_id:
@@ -58,22 +59,23 @@ def print_result(result: Any, tracking: str | None) -> None:
 
 
 def print_estimate(estimate: Any, max_concurrency: int) -> None:
-    """What a run would take."""
-    out.print("about what it would take, at most")
+    """Print the estimated cost of a run."""
+    out.print("estimate, an upper bound")
     table = Table()
     table.add_column("stage")
     table.add_column("LM calls", justify="right")
     for stage, calls in estimate.calls.items():
         table.add_row(stage, f"{calls:,}")
     table.add_section()
-    table.add_row("all", f"{estimate.total_calls:,}")
+    table.add_row("total", f"{estimate.total_calls:,}")
     out.print(table)
     cost = cost_text(estimate.cost_usd)
     if estimate.unpriced:
-        cost += f" (no price known for {', '.join(estimate.unpriced)}: give --price)"
+        cost += f" (no price known for {', '.join(estimate.unpriced)}: pass --price)"
     out.print(f"tokens {estimate.tokens:,}; cost {cost}", soft_wrap=True, markup=False)
     out.print(
-        f"time {_duration(estimate.seconds)} at {estimate.latency:g} s a call and {max_concurrency} in flight"
+        f"time {_duration(estimate.seconds)} at {estimate.latency:g} s per call with {max_concurrency} in "
+        "flight"
     )
     out.print(
         f"{estimate.test_examples} test examples reliably show a gain of {estimate.smallest_gain:.3f} "
@@ -82,7 +84,7 @@ def print_estimate(estimate: Any, max_concurrency: int) -> None:
     )
     for note in estimate.notes:
         out.print(f"[yellow]note:[/] {escape(note)}", soft_wrap=True)
-    out.print("nothing was asked of a model")
+    out.print("no LM call was made")
 
 
 def _duration(seconds: float) -> str:
@@ -101,44 +103,45 @@ def _change(old: float | None, new: float | None, form: str) -> str:
 
 
 def print_runs(runs: Sequence[Any], resumable: Container[str | None] = ()) -> None:
-    """Args: resumable: ids of runs whose process died."""
+    """Print runs as a table; `resumable` holds the ids of runs whose process died."""
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     figures = ("baseline", "optimized", "change", "p")
     for column in ("run", "target", "status", *figures, "started, UTC"):
         side: Any = "right" if column in figures else "left"
         table.add_column(column, justify=side, no_wrap=column != "target")
     for item in runs:
-        metrics = item.metrics
+        info, metrics = item.info, item.data.metrics
         gain = metrics.get("improvement_percentage")
         table.add_row(
-            item.run_id[:8],
-            escape(item.tags.get("target_id", item.name)),
-            "resumable" if item.run_id in resumable else item.status,
+            info.run_id[:8],
+            escape(item.data.tags.get("target_id", info.run_name or "")),
+            "resumable" if info.run_id in resumable else info.status,
             _shown(metrics.get("baseline_quality_score"), "{:.3f}", ""),
             _shown(metrics.get("optimized_quality_score"), "{:.3f}", ""),
             _shown(gain, "{:+.1%}", ""),
             _shown(metrics.get("statistical_significance"), "{:.2g}", ""),
-            item.start_time.strftime("%m-%d %H:%M") if item.start_time else "",
+            f"{utc(info.start_time):%m-%d %H:%M}" if info.start_time else "",
         )
     out.print(table)
 
 
 def print_run(run: Any) -> None:
-    """A run's figures."""
-    out.print(f"[bold]{escape(run.name)}[/]  {run.status}  {run.run_id}")
-    if "error" in run.tags:
-        out.print(f"[red]{escape(run.tags['error'])}[/]", soft_wrap=True)
+    """Print a run's metrics."""
+    info, tags = run.info, run.data.tags
+    out.print(f"[bold]{escape(info.run_name or '')}[/]  {info.status}  {info.run_id}")
+    if tags.get("error"):
+        out.print(f"[red]{escape(tags['error'])}[/]", soft_wrap=True)
     for key in ("agentcore.offline_lm", "warnings"):
-        if key in run.tags:
-            out.print(f"[yellow]note:[/] {escape(run.tags[key])}", soft_wrap=True)
+        if key in tags:
+            out.print(f"[yellow]note:[/] {escape(tags[key])}", soft_wrap=True)
     table = Table(show_header=False)
-    for name, value in sorted(run.metrics.items()):
+    for name, value in sorted(run.data.metrics.items()):
         table.add_row(name, f"{value:.6g}")
     out.print(table)
 
 
 def print_prompt(predictors: dict[str, Any]) -> None:
-    """Instruction and demonstrations of each predictor, as text to copy."""
+    """Print the instruction and demonstrations of each predictor as plain text."""
     for name, part in predictors.items():
         out.print(
             f"\n[bold]predictor {escape(name)}[/]: {escape(', '.join(part['inputs']))} → "
@@ -156,7 +159,7 @@ def print_prompt(predictors: dict[str, Any]) -> None:
 
 
 def print_flipped(content: dict[str, Any], limit: int) -> None:
-    """Examples that the optimized program fixed or broke."""
+    """Print examples that the optimized program fixed or broke."""
     for kind in ("fixed", "broken"):
         indices = content[kind]
         out.print(f"\n[bold]{len(indices)} {kind}[/]" + (f" (first {limit})" if len(indices) > limit else ""))

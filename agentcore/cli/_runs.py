@@ -1,17 +1,19 @@
 """`agentcore runs`, `runs archive`, `best` and `show`."""
 
-import asyncio
-from datetime import timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentcore.cli._console import out, run, tracking_config
-from agentcore.cli._optimize import Experiment
+from agentcore._naming import utc
+from agentcore.cli._console import counted, out, run
+from agentcore.cli._options import Experiment
+from agentcore.cli._tracking import after_backlog, find_run, print_waiting, tracking_config
 from agentcore.errors import ArtifactError, ConfigurationError, TrackingError
 
-_BACKLOG_SECONDS = 20.0
+if TYPE_CHECKING:
+    from datetime import timedelta
 
+    from agentcore.dspy_optimization import MLflowTracker
 
 runs = typer.Typer(name="runs", help="List runs, newest first; or archive old ones.")
 
@@ -20,55 +22,58 @@ runs = typer.Typer(name="runs", help="List runs, newest first; or archive old on
 def list_runs(
     context: typer.Context,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
-    filter_: Annotated[str, typer.Option("--filter", help="In MLflow's search syntax.")] = "",
+    filter_: Annotated[str, typer.Option("--filter", help="Filter in MLflow's search syntax.")] = "",
     experiment: Experiment = None,
 ) -> None:
     """List runs, newest first; or archive old ones."""
     if context.invoked_subcommand is not None:
         return
     from agentcore.cli._render import print_runs
+    from agentcore.dspy_optimization import MLflowTracker, interrupted_runs
     from agentcore.journal import open_journal
-    from agentcore.tracking import MLflowTracker, destination_of, interrupted_runs
+    from agentcore.tracking import destination_of
 
     config = tracking_config(experiment)
     tracker = MLflowTracker(config)
-    home, destination = open_journal(), destination_of(config)
+    journal, destination = open_journal(), destination_of(config)
     try:
-        found = run(_after_backlog(tracker, tracker.search_runs(filter_, limit)))
+        found = run(after_backlog(tracker, tracker.search_runs(filter_, limit)))
     except TrackingError:
-        _print_waiting(home, destination)
+        print_waiting(journal, destination)
         raise
     if found:
-        resumable = {item.tracking_id: item.id for item in interrupted_runs(home, destination)}
+        resumable = {item.tracking_id: item.id for item in interrupted_runs(journal, destination)}
         print_runs(found, resumable)
         for key in resumable.values():
-            out.print(f"a run's process died. Go on with it: [bold]agentcore resume {key[:8]}[/]")
+            out.print(f"run {key[:8]} was interrupted. Resume it: [bold]agentcore resume {key[:8]}[/]")
     else:
         out.print(f"no runs in experiment {config.experiment_name!r}. Make one with: agentcore demo")
-    _print_waiting(home, destination)
+    print_waiting(journal, destination)
 
 
 @runs.command()
 def archive(
-    older_than: Annotated[str, typer.Option(help="Such as 90d or 12h, since a run's start.")],
-    keep_best: Annotated[int, typer.Option(min=0, help="How many of the best runs stay.")] = 10,
-    metric: Annotated[str, typer.Option(help="By which they are the best.")] = "improvement_percentage",
+    older_than: Annotated[str, typer.Option(help="Minimum age since a run's start, such as 90d or 12h.")],
+    keep_best: Annotated[int, typer.Option(min=0, help="How many of the best runs to keep.")] = 10,
+    metric: Annotated[str, typer.Option(help="Metric that ranks them.")] = "improvement_percentage",
     keep_promoted: Annotated[
         bool,
         typer.Option(
             "--keep-promoted/--no-keep-promoted",
-            help="Runs with a registered model stay; those behind an alias always do.",
+            help="Keep runs with a registered model; those with an alias are always kept.",
         ),
     ] = True,
     with_models: Annotated[
         bool,
-        typer.Option("--with-models", help="Their LoggedModels too, which MLflow can't restore."),
+        typer.Option("--with-models", help="Also delete their LoggedModels, which MLflow can't restore."),
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without it is only told what would go.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Delete; without this, only report what would be deleted.")
+    ] = False,
     experiment: Experiment = None,
 ) -> None:
     """Delete old runs in MLflow, which can restore them until `mlflow gc`. A dry run unless --yes."""
-    from agentcore.tracking import MLflowTracker
+    from agentcore.dspy_optimization import MLflowTracker
 
     age = _age(older_than)
     tracker = MLflowTracker(tracking_config(experiment))
@@ -80,20 +85,25 @@ def archive(
         with_models=with_models,
         dry_run=not yes,
     )
-    found = run(_after_backlog(tracker, asked))
+    found = run(after_backlog(tracker, asked))
     for item in found.runs:
-        started = f"{item.start_time:%Y-%m-%d}" if item.start_time else "?"
-        out.print(f"{item.run_id[:8]}  {started}  {item.status:<8}  {item.name}", soft_wrap=True)
-    count = f"{len(found.runs)} run{'s' * (len(found.runs) != 1)}"
+        info = item.info
+        out.print(
+            f"{info.run_id[:8]}  {utc(info.start_time):%Y-%m-%d}  {info.status:<8}  {info.run_name}",
+            soft_wrap=True,
+        )
+    count = counted(len(found.runs), "run")
     if found.models:
-        count += f" and {len(found.models)} model{'s' * (len(found.models) != 1)}"
+        count += f" and {counted(len(found.models), 'model')}"
     done = "archived; MLflow can restore the runs until mlflow gc" if yes else "would be archived: add --yes"
     out.print(f"{count} {done}" if found.runs else "nothing to archive", soft_wrap=True)
     for reason, number in found.kept.items():
-        out.print(f"{number} older stay{'s' * (number == 1)}: {reason}", soft_wrap=True)
+        out.print(f"kept {counted(number, 'older run')}: {reason}", soft_wrap=True)
 
 
-def _age(text: str) -> timedelta:
+def _age(text: str) -> "timedelta":
+    from datetime import timedelta
+
     units = {"h": "hours", "d": "days", "w": "weeks"}
     number, unit = text[:-1], text[-1:]
     if not number.isdigit() or unit not in units:
@@ -101,47 +111,19 @@ def _age(text: str) -> timedelta:
     return timedelta(**{units[unit]: int(number)})
 
 
-async def _after_backlog(tracker: Any, work: Any) -> Any:
-    """Do `work`, a coroutine, after what earlier commands left was delivered, as far as it can be."""
-    import contextlib
-
-    from agentcore.tracking import mark_interrupted
-
-    home, delivery = await tracker.opened()
-    try:
-        await asyncio.to_thread(mark_interrupted, home, delivery.destination)
-        with contextlib.suppress(TrackingError):  # then `work` fails too, or the rest is told of below
-            await tracker.deliver_backlog(_BACKLOG_SECONDS)
-    except BaseException:
-        work.close()
-        raise
-    return await work
-
-
-def _print_waiting(home: Any, destination: str) -> None:
-    waiting = home.waiting(destination)
-    if waiting:
-        entries = sum(item.waiting for item in waiting)
-        out.print(
-            f"{entries:,} entries of {len(waiting)} runs are not in MLflow yet. "
-            "See them: agentcore journal ls · deliver them: agentcore sync",
-            soft_wrap=True,
-        )
-
-
 def best(
     metric: Annotated[str, typer.Option(help="Metric to rank by.")] = "improvement_percentage",
-    target: Annotated[str | None, typer.Option(help="Only runs of this target id.")] = None,
+    target: Annotated[str | None, typer.Option(help="Only consider runs with this target id.")] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="The lowest value is best.")] = False,
     experiment: Experiment = None,
 ) -> None:
-    """Show the best finished run. Exits 1 where there is none."""
+    """Show the best finished run. Exits 1 if there is none."""
     from agentcore.cli._render import print_run
-    from agentcore.tracking import MLflowTracker
+    from agentcore.dspy_optimization import MLflowTracker
 
     tracker = MLflowTracker(tracking_config(experiment))
     best_run = tracker.get_best_run(metric, "ASC" if ascending else "DESC", target_id=target)
-    found = run(_after_backlog(tracker, best_run))
+    found = run(after_backlog(tracker, best_run))
     if found is None:
         out.print(f"no finished run with metric {metric!r} in experiment {tracker.config.experiment_name!r}")
         raise typer.Exit(1)
@@ -150,66 +132,47 @@ def best(
 
 def show(
     run_id: Annotated[
-        str, typer.Argument(metavar="RUN", help="A run's id or its start, 'latest' or 'best'.")
+        str, typer.Argument(metavar="RUN", help="Run id or a unique prefix, 'latest' or 'best'.")
     ],
-    examples: Annotated[int, typer.Option(min=0, help="Flipped examples to show of each kind.")] = 5,
+    examples: Annotated[int, typer.Option(min=0, help="How many fixed and broken examples to show.")] = 5,
+    as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON object.")] = False,
     experiment: Experiment = None,
 ) -> None:
-    """Show a run: its figures, the optimized prompt as text, and the examples that flipped."""
-    from agentcore.tracking import MLflowTracker
+    """Show a run: its metrics, the optimized prompt as text, and the examples that flipped."""
+    from agentcore.dspy_optimization import MLflowTracker
 
     tracker = MLflowTracker(tracking_config(experiment))
-    run(_after_backlog(tracker, _show(tracker, run_id, examples)))
+    if as_json:
+        run(_show_json(tracker, run_id))
+    else:
+        run(after_backlog(tracker, _show(tracker, run_id, examples)))
 
 
-async def _show(tracker: Any, wanted: str, examples: int) -> None:
+async def _show_json(tracker: "MLflowTracker", wanted: str) -> None:
+    from agentcore.dspy_optimization import OptimizationPipeline
+
+    run_id = wanted
+    if wanted in ("best", "latest"):
+        run_id = (await after_backlog(tracker, find_run(tracker, wanted))).info.run_id
+    pipeline = OptimizationPipeline(mlflow_config=tracker.config)
+    typer.echo((await pipeline.result(run_id)).model_dump_json(indent=2))
+
+
+async def _show(tracker: "MLflowTracker", wanted: str, examples: int) -> None:
     from agentcore.cli._render import print_flipped, print_prompt, print_run
+    from agentcore.tracking import model_names
 
     found = await find_run(tracker, wanted)
     print_run(found)
-    names = tracker.model_names(found)
+    names = model_names(found)
     for name in names:
         if name != "optimized_model":
             out.print(f"\nmodel {name} (measured on validation only)")
-        print_prompt(await tracker.read_prompt(found.run_id, name))
+        print_prompt(await tracker.read_prompt(found.info.run_id, name))
     if not names:
         out.print("\nthe run kept no model")
     try:
-        content = await tracker.read_json(found.run_id, "test_examples.json")
+        content = await tracker.read_json(found.info.run_id, "test_examples.json")
     except ArtifactError:
         return  # a run that failed or was stopped has none
     print_flipped(content, examples)
-
-
-async def find_run(tracker: Any, wanted: str) -> Any:
-    if wanted == "best":
-        found = await tracker.get_best_run()
-        if found is None:
-            raise ConfigurationError("there is no finished run yet. Make one with: agentcore demo")
-        return found
-    if wanted == "latest":
-        recent = await tracker.search_runs(max_results=1)
-        if not recent:
-            raise ConfigurationError("there is no run yet. Make one with: agentcore demo")
-        return recent[0]
-    home, delivery = await tracker.opened()
-    short = wanted.removeprefix("local-")
-    own = [item for item in home.find(short) if item.id.startswith(short)]
-    here = [item for item in own if item.destination == delivery.destination]
-    if len(here) > 1:
-        raise ConfigurationError(f"{len(here)} runs start with {wanted!r}: give more of the id")
-    if here:
-        return await tracker.get_run(f"local-{here[0].id}")
-    if own:
-        raise ConfigurationError(
-            f"run {wanted} is tracked at {own[0].destination}: set MLFLOW_TRACKING_URI to see it"
-        )
-    matches = [item for item in await tracker.search_runs(max_results=1000) if item.run_id.startswith(wanted)]
-    if len(matches) > 1:
-        raise ConfigurationError(f"{len(matches)} runs start with {wanted!r}: give more of the id")
-    if not matches:
-        raise ConfigurationError(
-            f"no run {wanted!r} in experiment {tracker.config.experiment_name!r}. "
-            "List them with: agentcore runs"
-        )
-    return matches[0]

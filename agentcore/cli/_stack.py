@@ -1,4 +1,4 @@
-"""`agentcore stack`: what docker-compose.mlflow.yml needs beside itself."""
+"""`agentcore stack`: the secrets that docker-compose.mlflow.yml needs."""
 
 import os
 import secrets
@@ -9,7 +9,8 @@ import typer
 
 from agentcore.cli._console import out
 from agentcore.errors import ConfigurationError
-from agentcore.settings import ENV_FILE
+
+ENV_FILE = ".env.mlflow"
 
 stack = typer.Typer(
     name="stack", help="The self-hosted MLflow of docker-compose.mlflow.yml.", no_args_is_help=True
@@ -24,22 +25,23 @@ def _root() -> None:
 @stack.command()
 def init(
     auth: Annotated[
-        bool, typer.Option("--auth", help="MLflow asks for a name and a password (the profile auth).")
+        bool, typer.Option("--auth", help="Require a user name and password (the auth profile).")
     ] = False,
     kubernetes: Annotated[
         bool, typer.Option("--kubernetes", help="For k8s/overlays/local instead of the compose file.")
     ] = False,
     file: Annotated[
-        Path | None, typer.Option(help="Where to write it [default: .env.mlflow, or secrets.env there].")
+        Path | None,
+        typer.Option(help="Where to write [default: .env.mlflow, or k8s/overlays/local/secrets.env]."),
     ] = None,
 ) -> None:
-    """Write .env.mlflow with passwords of your own, for you alone to read."""
+    """Write .env.mlflow with generated passwords, readable only by you."""
     file = file or Path("k8s/overlays/local/secrets.env" if kubernetes else ENV_FILE)
     try:
         handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise ConfigurationError(
-            f"{file} is there already. Its passwords are in the stack's volumes: edit it, or remove both"
+            f"{file} already exists, and the stack's volumes use its passwords: edit it, or remove both"
         ) from None
     except OSError as error:
         raise ConfigurationError(f"{file} can't be written: {error.strerror}") from None
@@ -51,13 +53,13 @@ def init(
     ]
     if kubernetes:
         steps = ["kubectl apply -k k8s/overlays/local"]
-    out.print(f"{file} is written, for you alone to read. Next:", soft_wrap=True)
+    out.print(f"wrote {file}, readable only by you. Next:", soft_wrap=True)
     for step in steps:
         out.print(f"  {step}", soft_wrap=True)
 
 
 def cluster_secrets() -> str:
-    """What the Secret `mlflow-stores` is made of; the last two matter with the component auth only."""
+    """The contents of the Secret `mlflow-stores`; the last two only matter with the auth component."""
     values = {
         "POSTGRES_USER": "mlflow",
         "POSTGRES_PASSWORD": secrets.token_hex(24),
@@ -70,10 +72,10 @@ def cluster_secrets() -> str:
 
 
 def environment(*, auth: bool) -> str:
-    """The file's text; .env.mlflow.example tells all that can stand in it."""
+    """The file's text; .env.mlflow.example lists everything it may contain."""
     password = secrets.token_urlsafe(24)
     lines = [
-        "# Written by agentcore stack init. Keep it: the stack's volumes know these passwords.",
+        "# Written by agentcore stack init. Keep it: the stack's volumes use these passwords.",
         f"POSTGRES_PASSWORD={secrets.token_hex(24)}",
         f"S3_ACCESS_KEY_ID={secrets.token_hex(10)}",
         f"S3_SECRET_ACCESS_KEY={secrets.token_hex(24)}",

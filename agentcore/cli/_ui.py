@@ -7,24 +7,26 @@ from typing import Annotated
 
 import typer
 
-from agentcore.cli._console import LOCAL_TRACKING, err, out, tracking_config
-from agentcore.settings import shown_uri
+from agentcore.cli._console import err, note, out
+from agentcore.cli._tracking import LOCAL_TRACKING, tracking_config
 
 
 def ui(
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Open MLflow's pages: serve the local SQLite file on 127.0.0.1, or name the configured server."""
+    """Serve MLflow's UI for the local SQLite file on 127.0.0.1, or print the configured server's URL."""
+    from agentcore.settings import shown_uri
+
     config = tracking_config()
     if config.tracking_uri.startswith("http"):
         out.print(f"runs are tracked on a server: open {shown_uri(config.tracking_uri)} in a browser")
         return
     if config.tracking_uri == LOCAL_TRACKING and not Path("mlflow.db").exists():
-        err.print("[yellow]note:[/] there is no run here yet. Make one with: agentcore demo")
-    err.print(f"MLflow on http://127.0.0.1:{port} (ready after about 10 s; Ctrl-C ends it)")
+        note("there is no run here yet. Make one with: agentcore demo")
+    err.print(f"MLflow on http://127.0.0.1:{port} (ready in about 10 s; Ctrl-C to stop)")
     environment = {
         **os.environ,
-        # Jobs cost about 2.8 GB and nothing here uses them; telemetry would look for a network.
+        # The job runner takes about 2.8 GB and is unused here; telemetry would need a network.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
     }

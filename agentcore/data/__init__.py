@@ -1,4 +1,4 @@
-"""Labelled examples: loading, digests, splits."""
+"""Labelled examples: loading, digests and splits."""
 
 from agentcore.data._builtin import BUILTIN_DATASETS, load_builtin
 from agentcore.data._dataset import Dataset, Example, Split, Splits, given_splits

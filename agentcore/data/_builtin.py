@@ -1,4 +1,4 @@
-"""Real data sets that scikit-learn ships, so that nothing is downloaded."""
+"""Real data sets that ship with scikit-learn, so nothing needs to be downloaded."""
 
 import re
 from collections.abc import Callable
@@ -26,13 +26,13 @@ BUILTIN_DATASETS = tuple(_SOURCES)
 
 
 def load_builtin(name: str) -> Dataset:
-    """Iris (150 examples), wine (178) or breast cancer (569), with numbers as inputs and one label.
+    """Iris (150 examples), wine (178) or breast cancer (569), with numeric inputs and one label.
 
     Raises:
         DataError: no such data set.
     """
     if name not in _SOURCES:
-        raise DataError(f"no built-in data set {name!r}: there are {', '.join(BUILTIN_DATASETS)}")
+        raise DataError(f"no built-in data set {name!r}: use one of {', '.join(BUILTIN_DATASETS)}")
     from sklearn import datasets
 
     source = _SOURCES[name]

@@ -1,4 +1,4 @@
-"""What rows must hold before they become a dataset."""
+"""Validation of rows before they become a dataset."""
 
 import json
 import keyword
@@ -26,13 +26,13 @@ LABEL_NAMES = frozenset(
 
 
 InputFields = Sequence[str] | Callable[[tuple[str, ...]], Sequence[str] | None] | None
-"""Input fields by name; or a function that chooses them among the data's fields (None: it can't tell)."""
+"""Names of the input fields, or a function that picks them from the data's fields (None if it can't)."""
 
 
 def check_rows(rows: Sequence[Mapping[str, Any]], name: str) -> None:
-    """Raise `DataError`, naming the row (from 1) and the field, unless all rows have equal usable fields."""
+    """Raise `DataError` unless all rows have the same, usable fields; it names the row (from 1) and field."""
     if not rows:
-        raise DataError(f"{name}: no examples. Give a list of rows such as {{'question': …, 'answer': …}}")
+        raise DataError(f"{name}: no examples. Pass a list of rows such as {{'question': …, 'answer': …}}")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, Mapping):
             raise DataError(f"{name}, row {number}: expected a dict of fields, got {type(row).__name__}")
@@ -49,7 +49,10 @@ def check_rows(rows: Sequence[Mapping[str, Any]], name: str) -> None:
 
 
 def resolve_input_fields(fields: tuple[str, ...], input_fields: InputFields, name: str) -> tuple[str, ...]:
-    """The input fields, given, chosen or guessed from names that say label; at least one stays an output."""
+    """The input fields: passed in, picked by a function, or all fields not named like a label.
+
+    At least one field must remain as an output.
+    """
     if callable(input_fields):
         input_fields = input_fields(fields)
     if input_fields is None:
@@ -75,16 +78,16 @@ def resolve_input_fields(fields: tuple[str, ...], input_fields: InputFields, nam
 
 
 _DSPYS_OWN = ("base", "self")
-"""Names that `dspy.Example(**fields)` takes for itself."""
+"""Names that `dspy.Example(**fields)` reserves."""
 
 
 def _check_name(field: Any, name: str) -> None:
     if field in _DSPYS_OWN or str(field).startswith("dspy_"):
-        raise DataError(f"{name}: field name {field!r} is one that DSPy uses itself. Rename it")
+        raise DataError(f"{name}: field name {field!r} is reserved by DSPy. Rename it")
     if not isinstance(field, str) or not field.isidentifier() or keyword.iskeyword(field):
         usable = re.sub(r"\W+", "_", str(field)).strip("_") or "field"
         raise DataError(
-            f"{name}: field name {field!r} is no Python identifier, which a DSPy field has to be. "
+            f"{name}: field name {field!r} is not a valid Python identifier, as DSPy requires. "
             f"Rename it, for example to {usable!r}"
         )
 
@@ -96,7 +99,7 @@ def _raise_differing(name: str, number: int, expected: list[str], actual: list[s
     if missing:
         what.append(f"lacks {', '.join(missing)}")
     if extra:
-        what.append(f"has {', '.join(map(str, extra))} besides")
+        what.append(f"has extra {', '.join(map(str, extra))}")
     raise DataError(
         f"{name}, row {number}: its fields differ from row 1's ({', '.join(expected)}): "
         f"it {' and '.join(what)}"
@@ -107,8 +110,8 @@ def _check_value(value: Any, where: str) -> None:
     if value is None or (isinstance(value, str) and not value.strip()):
         raise DataError(f"{where}: missing value. Fill it in or drop the row")
     if isinstance(value, float) and not math.isfinite(value):
-        raise DataError(f"{where}: {value} is no finite number. Fill it in or drop the row")
+        raise DataError(f"{where}: {value} is not a finite number. Replace it or drop the row")
     try:
         json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{where}: a {type(value).__name__} that JSON can't hold ({error})") from None
+        raise DataError(f"{where}: a value of type {type(value).__name__} can't be stored as JSON ({error})") from None

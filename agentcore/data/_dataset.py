@@ -17,11 +17,11 @@ DEFAULT_FRACTIONS = (0.3, 0.3, 0.4)
 MIN_TRAIN = 2
 MIN_VALIDATION = 2
 MIN_TEST = 6
-"""With fewer than 6 pairs no sign-flip test can reach p < 0.05: 2 · 2⁻⁵ = 0.0625."""
+"""With fewer than 6 pairs, no sign-flip test can reach p < 0.05: 2 · 2⁻⁵ = 0.0625."""
 
 
 def canonical_json(value: Any) -> str:
-    """One text for equal data: sorted keys, no spaces, no NaN or infinity."""
+    """Canonical JSON, the same for equal data: sorted keys, no spaces, no NaN or infinity."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -61,7 +61,7 @@ class Example:
 
 
 class Splits(NamedTuple):
-    """Three datasets with no example in two of them. The optimizer never sees `test`."""
+    """Three datasets that share no example. The optimizer never sees `test`."""
 
     train: "Dataset"
     validation: "Dataset"
@@ -76,7 +76,7 @@ class Splits(NamedTuple):
 class Dataset(Sequence[Example]):
     """Examples that all have the same fields.
 
-    Build one with `Dataset.from_rows` or `load_dataset`; the constructor takes checked examples.
+    Build one with `Dataset.from_rows` or `load_dataset`; the constructor does not check its examples.
     """
 
     name: str
@@ -93,14 +93,14 @@ class Dataset(Sequence[Example]):
         name: str = "data",
         description: str = "",
     ) -> "Dataset":
-        """Check rows and build a dataset of them.
+        """Check rows and build a dataset from them.
 
         Without `input_fields`, the fields named like a label (answer, label, output, target, …) are the
         outputs and all others are inputs.
 
         Raises:
-            DataError: no rows, rows whose fields differ, missing values, names that are no Python
-                identifiers, values that JSON can't hold.
+            DataError: no rows, rows whose fields differ, missing values, names that aren't Python
+                identifiers, or values that can't be stored as JSON.
         """
         check_rows(rows, name)
         inputs = resolve_input_fields(tuple(rows[0]), input_fields, name)
@@ -146,14 +146,15 @@ class Dataset(Sequence[Example]):
         return Dataset(f"{self.name}-{suffix}", tuple(examples), self.input_fields, self.description)
 
     def split(self, *, seed: int = 0, fractions: tuple[float, float, float] = DEFAULT_FRACTIONS) -> Splits:
-        """Split into train, validation and test, the same for the same examples and seed in any order.
+        """Split into train, validation and test. The same examples and seed give the same splits, whatever
+        the order of the examples.
 
-        Examples are ordered by sha256 of seed and input digest, so rows with equal inputs stay together
+        Examples are sorted by the sha256 of seed and input digest, so rows with equal inputs stay together
         and the same input is never in two splits.
 
         Raises:
             DataError: `fractions` aren't three positive numbers that sum to 1, or there are too few
-                examples; says how many are needed.
+                examples; the message says how many are needed.
         """
         if len(fractions) != 3 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1.0):
             raise DataError(f"split fractions {fractions} must be three positive numbers that sum to 1")
@@ -178,10 +179,10 @@ class Dataset(Sequence[Example]):
 
 
 def given_splits(train: Dataset, validation: Dataset, test: Dataset) -> Splits:
-    """Splits made by the caller, checked.
+    """Check splits made by the caller.
 
     Raises:
-        DataError: they share an example's inputs, or one is too small.
+        DataError: two splits share an example's inputs, or a split is too small.
     """
     splits = Splits(train, validation, test)
     least = {"train": MIN_TRAIN, "validation": MIN_VALIDATION, "test": MIN_TEST}

@@ -1,4 +1,4 @@
-"""Datasets from what users have: rows, `dspy.Example`s, pandas, JSONL, JSON and CSV files, built-in names."""
+"""Load datasets from rows, `dspy.Example`s, pandas frames, JSONL, JSON and CSV files, or built-in names."""
 
 import csv
 import json
@@ -14,11 +14,11 @@ from agentcore.errors import DataError
 
 
 def load_dataset(source: Any, *, input_fields: InputFields = None, name: str | None = None) -> Dataset:
-    """A `Dataset` from a `Dataset`, a list of dicts or `dspy.Example`s, a pandas frame, a path
+    """Load a `Dataset` from a `Dataset`, a list of dicts or `dspy.Example`s, a pandas frame, a path
     (.jsonl, .json, .csv) or the name of a built-in data set (iris, wine, breast_cancer).
 
     Raises:
-        DataError: the source can't be read or its rows can't be used; names the row.
+        DataError: the source can't be read or its rows can't be used; the message names the row.
     """
     if isinstance(source, Dataset):
         return _with_inputs(source, input_fields)
@@ -30,13 +30,13 @@ def load_dataset(source: Any, *, input_fields: InputFields = None, name: str | N
     if isinstance(source, Iterable):
         return _from_items(list(source), input_fields, name or "data")
     raise DataError(
-        f"can't read examples from a {type(source).__name__}: give a list of dicts, "
+        f"can't read examples from a {type(source).__name__}: pass a list of dicts, "
         "dspy.Examples, a pandas DataFrame or a file"
     )
 
 
 def _with_inputs(data: Dataset, input_fields: InputFields) -> Dataset:
-    """A dataset knows its inputs: only names that the caller gives change them."""
+    """Keep the dataset's inputs unless the caller names others explicitly."""
     return data if input_fields is None or callable(input_fields) else data.with_inputs(input_fields)
 
 
@@ -64,7 +64,7 @@ def _from_path(source: str | Path, input_fields: InputFields, name: str | None) 
     reader = readers.get(path.suffix.lower())
     if reader is None:
         raise DataError(
-            f"{path}: unknown kind of data. Use a .jsonl, .json or .csv file, "
+            f"{path}: unknown data format. Use a .jsonl, .json or .csv file, "
             f"or a built-in data set: {', '.join(BUILTIN_DATASETS)}"
         )
     try:
@@ -87,7 +87,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
             try:
                 row = json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: no valid JSON ({error})") from None
+                raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
             rows.append(row)
@@ -98,20 +98,20 @@ def _read_json(path: Path) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: no valid JSON ({error})") from None
+        raise DataError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(rows, list):
         raise DataError(f"{path}: expected a list of objects, got {type(rows).__name__}")
     return rows
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    """Columns in which every cell is written as a number become numbers; all others stay text."""
+    """Read a CSV file. Columns in which every cell is a number become numbers; all others stay text."""
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, restkey="", restval=None)
         rows: list[dict[str, Any]] = list(reader)
     for number, row in enumerate(rows, 2):
         if "" in row or None in row.values():
-            raise DataError(f"{path}, line {number}: has another number of columns than the header")
+            raise DataError(f"{path}, line {number}: number of columns differs from the header's")
     for column in rows[0] if rows else ():
         kind = _number_type([row[column] for row in rows])
         if kind is not None:
@@ -125,7 +125,8 @@ _NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?([eE][+-]?\d{1,3})?")
 
 
 def _number_type(cells: list[str]) -> type[int] | type[float] | None:
-    """int or float where every cell is written as one: 01234 is a code, 1_000 a name, twenty digits an id."""
+    """int or float if every cell is written as one. 01234 (a code), 1_000 (a name) and twenty digits (an id)
+    are text."""
     if all(_INTEGER.fullmatch(cell) for cell in cells):
         return int
     return float if all(_NUMBER.fullmatch(cell) for cell in cells) else None
@@ -136,7 +137,7 @@ def _is_frame(source: Any) -> bool:
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """NumPy scalars and arrays as Python's own values, which JSON can hold."""
+    """Convert NumPy scalars and arrays to plain Python values, which JSON can represent."""
     return {
         key: value.tolist() if type(value).__module__ == "numpy" and hasattr(value, "tolist") else value
         for key, value in row.items()

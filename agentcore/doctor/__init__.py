@@ -1,4 +1,4 @@
-"""Is everything there that a run needs? Each check says ok, or what to do."""
+"""Checks everything that a run needs. Each check reports ok, or how to fix the problem."""
 
 from agentcore.doctor._checks import CHECKS, Places, diagnose
 from agentcore.doctor._finding import Finding

@@ -1,4 +1,4 @@
-"""All checks, and where they look."""
+"""All checks, and what they check."""
 
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from agentcore.settings import MLflowConfig, StackSettings
 
 @dataclass(frozen=True)
 class Places:
-    """Where to look.
+    """What to check.
 
     Attributes:
-        config: MLflow, as clients reach it.
-        lm: a language model's name; None takes AGENTCORE_LM.
-        stack: the database and the object store behind MLflow, where they are known here.
+        config: how clients reach MLflow.
+        lm: a language model's name; None uses AGENTCORE_LM.
+        stack: the database and the object store behind MLflow, if known here.
     """
 
     config: MLflowConfig
@@ -42,7 +42,7 @@ CHECKS = tuple(_ALL)
 
 
 async def diagnose(places: Places, only: Collection[str] = ()) -> AsyncIterator[Finding]:
-    """Findings, as they are made: one check after the other.
+    """Run the checks one after the other, yielding findings as they come.
 
     Args:
         only: checks to run; empty for all.

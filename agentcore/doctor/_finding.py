@@ -9,10 +9,10 @@ class Finding:
     """One line of the diagnosis.
 
     Attributes:
-        check: which check says so.
-        status: `skipped` where there is nothing to check, said in `message`.
-        message: what is so.
-        advice: what to do, where it failed or may be better.
+        check: name of the check.
+        status: `skipped` if there is nothing to check; `message` says why.
+        message: what was found.
+        advice: how to fix a failure or improve things.
     """
 
     check: str

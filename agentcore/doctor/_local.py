@@ -1,4 +1,4 @@
-"""This side: settings, the language model, the journal."""
+"""Local checks: settings, the language model, the journal."""
 
 import os
 import stat
@@ -8,13 +8,14 @@ from pathlib import Path
 from dotenv import dotenv_values
 from pydantic import SecretStr
 
+from agentcore._redaction import first_line, is_secret_name
 from agentcore.doctor._finding import Finding
-from agentcore.errors import AgentCoreError, first_line, is_secret_name
+from agentcore.errors import AgentCoreError
 from agentcore.settings import ENV_FILE, MLflowConfig, Settings, shown_uri
 
 
 def check_settings(config: MLflowConfig) -> list[Finding]:
-    """What is set, its secrets masked; and whether others may read the file that holds them."""
+    """List the settings with secrets masked, and check that others can't read the file with the secrets."""
     told = []
     for settings, prefix in ((config, "MLFLOW_"), (Settings(), "AGENTCORE_")):
         for name in sorted(settings.model_fields_set):
@@ -24,7 +25,7 @@ def check_settings(config: MLflowConfig) -> list[Finding]:
             elif isinstance(value, str) and "://" in value:
                 value = shown_uri(value)
             told.append(f"{prefix}{name.upper()}={value}")
-    found = [Finding("settings", "ok", ", ".join(told) or "nothing is set: the defaults hold")]
+    found = [Finding("settings", "ok", ", ".join(told) or "nothing is set: using the defaults")]
     path = Path(ENV_FILE)
     if os.name == "posix" and path.is_file() and _readable_secret(path):
         found.append(Finding("settings", "failed", f"others can read {ENV_FILE}", f"chmod 600 {ENV_FILE}"))
@@ -32,7 +33,7 @@ def check_settings(config: MLflowConfig) -> list[Finding]:
 
 
 def _readable_secret(path: Path) -> bool:
-    """Whether others can read a password that not everybody knows anyway."""
+    """Whether others can read a password other than the public default."""
     if not path.stat().st_mode & (stat.S_IRGRP | stat.S_IROTH):
         return False
     secrets = [value for name, value in dotenv_values(path).items() if is_secret_name(name)]
@@ -50,7 +51,7 @@ def check_lm(name: str | None) -> list[Finding]:
     try:
         lm = resolve_lm(name)
     except AgentCoreError as error:
-        return [Finding("lm", "failed", str(error), "Correct its name")]
+        return [Finding("lm", "failed", str(error), "Fix the model's name")]
     began = time.monotonic()
     try:
         with dspy.context(disable_history=True):
@@ -64,7 +65,7 @@ def check_lm(name: str | None) -> list[Finding]:
 
 
 def check_journal() -> list[Finding]:
-    """Whether it can be written, and what in it waits for MLflow."""
+    """Check that the journal is writable, and count undelivered and interrupted runs."""
     from agentcore.journal import open_journal
 
     try:
@@ -72,17 +73,17 @@ def check_journal() -> list[Finding]:
         home.check_writable()
         streams = home.streams()
     except AgentCoreError as error:
-        advice = "Free or allow the directory, or set AGENTCORE_STATE_DIR or AGENTCORE_JOURNAL_URL"
+        advice = "Free some space or allow writing, or set AGENTCORE_STATE_DIR or AGENTCORE_JOURNAL_URL"
         return [Finding("journal", "failed", str(error), advice)]
     waiting = [item for item in streams if item.waiting]
     interrupted = [item for item in streams if item.interrupted]
-    message = f"{home.home} can be written; it holds {len(streams)} run{'s' * (len(streams) != 1)}"
+    message = f"{home.location} is writable and holds {len(streams)} run{'s' * (len(streams) != 1)}"
     notes = []
     if waiting:
         message += (
             f", {len(waiting)} of them wait for MLflow ({sum(item.waiting for item in waiting):,} entries)"
         )
-        notes.append("agentcore sync delivers what waits")
+        notes.append("agentcore sync delivers them")
     if interrupted:
         message += f", {len(interrupted)} were interrupted"
         notes.append("agentcore runs shows which can be resumed")

@@ -1,23 +1,23 @@
-"""What is behind MLflow: its database, and its object store directly."""
+"""Checks of the stores behind MLflow: its database, and its object store directly."""
 
 import uuid
 from typing import Any
 from urllib.parse import unquote
 
+from agentcore._redaction import first_line
 from agentcore.doctor._finding import Finding
-from agentcore.errors import first_line
 from agentcore.settings import StackSettings, shown_uri
 
 _PART = 5 * 1024 * 1024
-"""The least that S3 takes for a part of a multipart upload."""
+"""Minimum size that S3 accepts for a part of a multipart upload."""
 _SECONDS = 5
 
 
 def check_database(stack: StackSettings) -> list[Finding]:
-    """Whether MLflow's database answers, with the schema that the MLflow installed here knows."""
+    """Check that MLflow's database answers, and has the schema of the MLflow installed here."""
     url = stack.database_url
     if url is None:
-        return [Finding("database", "skipped", "not given here (--database, or MLFLOW_BACKEND_STORE_URI)")]
+        return [Finding("database", "skipped", "not configured (--database, or MLFLOW_BACKEND_STORE_URI)")]
     from mlflow.store.db.utils import _get_latest_schema_revision
     from sqlalchemy import create_engine, inspect, text
     from sqlalchemy.engine import make_url
@@ -41,22 +41,22 @@ def check_database(stack: StackSettings) -> list[Finding]:
     if revision != latest:
         from mlflow.version import VERSION
 
-        message = f"{shown}: schema {revision}, MLflow {VERSION} (installed here) has {latest}"
+        message = f"{shown}: schema {revision}, MLflow {VERSION} (installed here) needs {latest}"
         return [Finding("database", "failed", message, "Upgrade the older one: docs/operations.md")]
     return [Finding("database", "ok", f"{shown} answers, its schema is current ({revision})")]
 
 
 def _passwords(url: str) -> list[str]:
-    """The password in a URL, as it stands there too."""
+    """The password in a URL, both as written and URL-decoded."""
     written = url.partition("://")[2].rpartition("@")[0].partition(":")[2]
     return [item for item in (written, unquote(written)) if item]
 
 
 def check_s3(stack: StackSettings) -> list[Finding]:
-    """Write in one piece and in parts, read, delete; and which checksums the store takes."""
+    """Check single and multipart uploads, reading, deleting, and which checksums the store accepts."""
     bucket = stack.bucket
     if bucket is None:
-        return [Finding("s3", "skipped", "not given here (--s3, or MLFLOW_ARTIFACTS_DESTINATION)")]
+        return [Finding("s3", "skipped", "not configured (--s3, or MLFLOW_ARTIFACTS_DESTINATION)")]
     where = f"s3://{bucket} at {stack.s3_endpoint or 'AWS'}"
     try:
         _round_trip(stack, bucket, "when_supported")
@@ -71,11 +71,11 @@ def check_s3(stack: StackSettings) -> list[Finding]:
             Finding(
                 "s3",
                 "failed",
-                f"{where} refuses the checksums that boto3 adds: {told}",
+                f"{where} rejects the checksums that boto3 adds: {told}",
                 "Set AWS_REQUEST_CHECKSUM_CALCULATION=when_required for MLflow's server",
             )
         ]
-    return [Finding("s3", "ok", f"{where}: written, in parts too, read and deleted; checksums are taken")]
+    return [Finding("s3", "ok", f"{where}: written (in parts too), read and deleted; checksums accepted")]
 
 
 def _round_trip(stack: StackSettings, bucket: str, checksums: str) -> None:
@@ -85,7 +85,7 @@ def _round_trip(stack: StackSettings, bucket: str, checksums: str) -> None:
     try:
         client.put_object(Bucket=bucket, Key=key, Body=content)
         if client.get_object(Bucket=bucket, Key=key)["Body"].read() != content:
-            raise OSError("what was read is not what was written")
+            raise OSError("read back different content than was written")
         _in_parts(client, bucket, key)
     finally:
         client.delete_object(Bucket=bucket, Key=key)
@@ -107,7 +107,7 @@ def _in_parts(client: Any, bucket: str, key: str) -> None:
         client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload)
         raise
     if client.head_object(Bucket=bucket, Key=key)["ContentLength"] != _PART + 1:
-        raise OSError("what was written in parts has another length")
+        raise OSError("the multipart object has the wrong length")
 
 
 def _client(stack: StackSettings, checksums: str) -> Any:

@@ -1,19 +1,45 @@
-"""Optimize a DSPy program and prove the gain."""
+"""Optimize a DSPy program and prove the gain. Names load on first use: DSPy takes seconds to import."""
 
-from agentcore.dspy_optimization._plan import Estimate
-from agentcore.dspy_optimization._program import resolve_program
-from agentcore.dspy_optimization.models import (
-    OptimizationConstraints,
-    OptimizationObjective,
-    OptimizationRequest,
-    OptimizationResult,
-    OptimizationTarget,
-    PerformanceMetrics,
-)
-from agentcore.dspy_optimization.pipeline import OptimizationPipeline
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agentcore.dspy_optimization._interrupted import interrupted_runs, mark_interrupted
+    from agentcore.dspy_optimization._log import Progress
+    from agentcore.dspy_optimization._plan import Estimate
+    from agentcore.dspy_optimization._program import resolve_program
+    from agentcore.dspy_optimization.models import (
+        OptimizationConstraints,
+        OptimizationObjective,
+        OptimizationRequest,
+        OptimizationResult,
+        OptimizationTarget,
+        PerformanceMetrics,
+    )
+    from agentcore.dspy_optimization.pipeline import OptimizationPipeline, SyncPipeline
+    from agentcore.dspy_optimization.tracking import MLflowTracker, SyncMLflowTracker
+
+_MODULES = {
+    "Estimate": "_plan",
+    "MLflowTracker": "tracking",
+    "OptimizationConstraints": "models",
+    "OptimizationObjective": "models",
+    "OptimizationPipeline": "pipeline",
+    "OptimizationRequest": "models",
+    "OptimizationResult": "models",
+    "OptimizationTarget": "models",
+    "PerformanceMetrics": "models",
+    "Progress": "_log",
+    "SyncMLflowTracker": "tracking",
+    "SyncPipeline": "pipeline",
+    "interrupted_runs": "_interrupted",
+    "mark_interrupted": "_interrupted",
+    "resolve_program": "_program",
+}
 
 __all__ = [
     "Estimate",
+    "MLflowTracker",
     "OptimizationConstraints",
     "OptimizationObjective",
     "OptimizationPipeline",
@@ -21,5 +47,20 @@ __all__ = [
     "OptimizationResult",
     "OptimizationTarget",
     "PerformanceMetrics",
+    "Progress",
+    "SyncMLflowTracker",
+    "SyncPipeline",
+    "interrupted_runs",
+    "mark_interrupted",
     "resolve_program",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,4 @@
-"""What an optimization may spend, and what of it is kept for measuring the winner."""
+"""The caps of a run, and the reserve for measuring the winner."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from agentcore.evaluation import ExampleRecord
 from agentcore.lm import Amount, Control, Ledger, Meter, Spend, StopReason
 
 _MARGIN = 1.15
-"""The winner may take this much more per example on the test split than the costliest candidate so far."""
+"""Safety factor: the winner may use more tokens per test example than the costliest candidate so far."""
 
 
 class Budget:
     """The caps of one run.
 
-    The search leaves enough for the winner's measuring: as much as the baseline took, or as the costliest
-    candidate so far would take.
+    The search leaves enough to measure the winner: the cost of the baseline, or of the costliest candidate
+    so far.
     """
 
     def __init__(
@@ -29,23 +29,23 @@ class Budget:
         self._needed = Amount(0, 0, 0.0)
         self._judged = Amount(0, 0, 0.0)
         self._taken: dict[str, tuple[int, Amount]] = {}
-        """Examples and what they took, by candidate."""
+        """Number of examples and their total cost, by candidate."""
 
     def check_baseline(self) -> None:
-        """Raise `ConfigurationError` where the caps can't even pay for measuring baseline and winner."""
+        """Raise `ConfigurationError` if the caps don't cover even the baseline and the winner."""
         calls = self.caps.calls
         if calls is not None and calls <= 2 * self._tests:
-            raise self.too_little(f"baseline and winner take at least {self._tests} calls each")
+            raise self.too_little(f"the baseline and the winner need at least {self._tests} calls each")
 
     def begin_search(self, baseline: Sequence[ExampleRecord], judged: Spend, *, begun: bool) -> None:
-        """Keep for the winner what the baseline took.
+        """Reserve the cost of the baseline for measuring the winner.
 
         Args:
-            judged: what the metric's own LM calls took for the baseline.
-            begun: whether an earlier process of the run has begun the search.
+            judged: spend of the metric's own LM calls on the baseline.
+            begun: whether an earlier process of this run already started the search.
 
         Raises:
-            ConfigurationError: that is all that is left, and nothing was searched yet.
+            ConfigurationError: nothing would be left for a search that has not started yet.
         """
         if not self.caps:
             return
@@ -64,7 +64,7 @@ class Budget:
                 raise self.too_little(f"measuring the winner takes about {_text(self._needed)}")
 
     def learn(self, candidate: str, record: ExampleRecord) -> None:
-        """A candidate has answered an example: the winner may be as costly."""
+        """Record what a candidate spent on an example: the winner may cost as much."""
         if not self.caps or record.failed == "lm":
             return
         count, total = self._taken.get(candidate, (0, Amount(0, 0, 0.0)))
@@ -75,7 +75,7 @@ class Budget:
         self.ledger.kept = Amount()
 
     def limit(self, reason: StopReason) -> str:
-        """A limit that was reached, as the user named it."""
+        """The setting behind a limit that was reached, with its value."""
         constraints = self.constraints
         return {
             "time_limit": f"max_optimization_time ({constraints.max_optimization_time:g} s)",
@@ -94,10 +94,10 @@ class Budget:
         return ConfigurationError(f"{given} leaves nothing for the search: {why}")
 
     def _keep(self) -> None:
-        """Keep what the costliest of all so far would take on the test split, and its judging."""
+        """Reserve what the costliest candidate so far would cost on the test split, including judging."""
         means = [total.times(1 / count) for count, total in self._taken.values()]
         calls, tokens, usd = (max(values) for values in zip(*map(_numbers, means), strict=True))
-        # Calls per example differ less than tokens do: the caps may be tight in calls.
+        # No margin on calls: they vary less per example than tokens do, and call caps may be tight.
         each = Amount(calls, tokens * _MARGIN, usd * _MARGIN).plus(self._judged)
         self._needed = self.ledger.kept = each.times(self._tests)
 

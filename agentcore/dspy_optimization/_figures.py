@@ -1,4 +1,4 @@
-"""From measurements to the figures and sentences of a result."""
+"""Computes a result's figures and summary from measurements."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ def improvement(
 ) -> float:
     """The weighted mean, over the objectives, of the relative change in the better direction.
 
-    A fraction: 0.25 means 25% better. Where a baseline is 0 its change is absolute.
+    A fraction: 0.25 means 25% better. If a baseline is 0, its change is absolute.
     """
     changes: list[float] = []
     for objective in objectives:
@@ -50,8 +50,8 @@ def targets_met(
 
 
 def contradictions(given: PerformanceMetrics, measured: PerformanceMetrics, examples: int) -> list[str]:
-    """Where the caller's baseline is further from the measured one than 1.96 standard errors of a
-    proportion over that many examples (and at least 0.02) can explain."""
+    """Warnings for figures of the caller's baseline that differ from the measured ones by more than 1.96
+    standard errors of a proportion over that many examples (at least 0.02)."""
     found = []
     for name in ("success_rate", "quality_score"):
         said, seen = getattr(given, name), getattr(measured, name)
@@ -59,7 +59,7 @@ def contradictions(given: PerformanceMetrics, measured: PerformanceMetrics, exam
         if abs(said - seen) > tolerance:
             found.append(
                 f"baseline_metrics says {name} {said:.3f}, but {seen:.3f} was measured on the test split: "
-                "the improvement is taken from the measured value"
+                "the improvement is computed from the measured value"
             )
     return found
 
@@ -71,7 +71,7 @@ def key_improvements(
     before: Any,
     after: Any,
 ) -> list[str]:
-    """What changed, one sentence a line."""
+    """What changed, one line each."""
     low, high = comparison.interval
     lines = [
         f"quality_score {baseline.quality_score:.3f} → {optimized.quality_score:.3f}: "

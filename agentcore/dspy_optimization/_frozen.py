@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from agentcore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import dspy
 
 PARTS = ("instructions", "demos")
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """The names of predictors whose instructions, or demonstrations, stay as they are."""
+    """Names of the predictors whose instructions or demonstrations must not change."""
 
     instructions: frozenset[str] = frozenset()
     demos: frozenset[str] = frozenset()
@@ -20,8 +23,8 @@ class Frozen:
         return bool(self.instructions or self.demos)
 
     @classmethod
-    def of(cls, names: Sequence[str], program: Any) -> "Frozen":
-        """From `instructions`, `demos`, a predictor's name, or `predictor.instructions` and `….demos`.
+    def of(cls, names: Sequence[str], program: "dspy.Module") -> "Frozen":
+        """Parse names: `instructions`, `demos`, a predictor, `predictor.instructions` or `predictor.demos`.
 
         Raises:
             ConfigurationError: the program has no such predictor.
@@ -39,13 +42,13 @@ class Frozen:
                 found[part].add(owner)
             else:
                 raise ConfigurationError(
-                    f"freeze {name!r}: the program's predictors are {', '.join(predictors)}. Name one of "
-                    "them, with .instructions or .demos for a part of it, or instructions or demos for all"
+                    f"freeze {name!r}: no such part; the program's predictors are {', '.join(predictors)}. "
+                    "Append .instructions or .demos to freeze one part, or use instructions or demos for all"
                 )
         return cls(frozenset(found["instructions"]), frozenset(found["demos"]))
 
-    def restore(self, program: Any, original: Any) -> Any:
-        """`program` with what is frozen as it is in `original`."""
+    def restore(self, program: "dspy.Module", original: "dspy.Module") -> "dspy.Module":
+        """`program` with its frozen parts restored from `original`."""
         given = dict(original.named_predictors())
         for name, predictor in program.named_predictors():
             if name in self.instructions:

@@ -1,43 +1,43 @@
-"""What an earlier process of the same run has done and paid for, as the journal tells it."""
+"""Results and spend of earlier processes of the same run, read from the journal."""
 
 import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentcore.data import Example
-from agentcore.evaluation import ExampleRecord
-from agentcore.journal import (
+from agentcore.dspy_optimization._events import (
     BaselineMeasured,
     CandidateProposed,
-    Event,
     ExampleMeasured,
     JobRecorded,
-    RunEnded,
-    RunFinished,
-    RunReopened,
     SpendCounted,
     StepFinished,
     TrialFinished,
     WarningRaised,
 )
+from agentcore.evaluation import ExampleRecord
+from agentcore.journal import Event
 from agentcore.lm import Spend
-from agentcore.tracking import program_state
+from agentcore.tracking import RunEnded, RunReopened, program_state
+
+if TYPE_CHECKING:
+    import dspy
 
 BASELINE, WINNER = "baseline", "winner"
 
 
-def state_digest(program: Any) -> str:
-    """Digest of what an optimizer changes of a program."""
+def state_digest(program: "dspy.Module") -> str:
+    """Digest of the parts of a program that an optimizer may change."""
     text = json.dumps(program_state(program), sort_keys=True, default=str)
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:16]
 
 
 @dataclass
 class History:
-    """Empty for a run that begins."""
+    """What the journal knows about a run; empty for a new one."""
 
     job: JobRecorded | None = None
     steps: dict[str, Any] = field(default_factory=dict)
@@ -48,21 +48,20 @@ class History:
     warnings: set[str] = field(default_factory=set)
     has_baseline: bool = False
     judged_baseline: Spend | None = None
-    """What the metric's own LM calls took for the baseline."""
+    """Spend of the metric's own LM calls on the baseline."""
     has_candidates: bool = False
     ended: bool = False
-    """Whether MLflow was told that the run ended."""
-    finished: RunFinished | None = None
+    """Whether the end of the run was logged to MLflow."""
     _measured: dict[tuple[str, str], dict[str, ExampleRecord]] = field(
         default_factory=lambda: defaultdict(dict)
     )
     """Records by evaluation and candidate, then by example."""
     _settled: set[tuple[str, str]] = field(default_factory=set)
-    """Evaluations and candidates that count as they are, with what the LM failed on."""
+    """Evaluations and candidates whose results are final, LM failures included."""
 
     @property
     def examples(self) -> int:
-        """How many were measured, each as often as it was."""
+        """Number of measured examples."""
         return sum(map(len, self._measured.values()))
 
     @classmethod
@@ -101,9 +100,7 @@ class History:
             case RunEnded():
                 self.ended = True
             case RunReopened():
-                self.ended, self.finished = False, None
-            case RunFinished():
-                self.finished = event
+                self.ended = False
 
     def _settle(self, candidate: str) -> None:
         self._settled.update(key for key in self._measured if key[1] == candidate)
@@ -111,10 +108,10 @@ class History:
     def records(
         self, evaluation: str, candidate: str, examples: Sequence[Example]
     ) -> dict[int, ExampleRecord]:
-        """What was measured of a candidate in an evaluation, by index in `examples`.
+        """A candidate's known results in an evaluation, by index in `examples`.
 
-        What failed is tried again unless the evaluation, or a trial with it, finished: of a candidate's
-        evaluations what the LM failed on, of others all of it.
+        Failed examples are retried unless the evaluation, or a trial that used it, has finished: for
+        candidates, only LM failures; for the baseline and the winner, all failures.
         """
         key = evaluation, candidate
         found = {}
@@ -129,5 +126,5 @@ class History:
 
 
 def _place(evaluation: str, index: int, digest: str) -> str:
-    """An example's name among an evaluation's records: a test split may hold the same example twice."""
+    """An example's key among an evaluation's records: a test split may contain the same example twice."""
     return str(index) if evaluation in (BASELINE, WINNER) else digest

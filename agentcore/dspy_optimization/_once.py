@@ -1,4 +1,4 @@
-"""A run that is made once under a name of the caller's, however often it is asked for."""
+"""Idempotent runs: a name chosen by the caller starts at most one run, however often it is requested."""
 
 import asyncio
 import time
@@ -17,9 +17,9 @@ _DIGITS = 16
 
 
 def new_id(name: str) -> str:
-    """An optimization's id that tells its name.
+    """A new optimization id that starts with a hash of the name.
 
-    The rest is random: a run that MLflow has and the journal forgot must not be taken for a double.
+    The rest is random, so that the id never matches a run that MLflow still has but the journal has pruned.
     """
     return _start(name) + uuid.uuid4().hex[:_DIGITS]
 
@@ -30,18 +30,18 @@ def _start(name: str) -> str:
 
 @asynccontextmanager
 async def alone_under(name: str, journal: Journal, patience: float) -> AsyncIterator[Stream | None]:
-    """The journal's latest run of this name, while no other process can begin or go on with one.
+    """Yield the journal's latest run of this name, while no other process can start or resume one.
 
     Raises:
         ConfigurationError: the name is empty, or another process holds it for longer than `patience` seconds.
     """
     if not name.strip():
-        raise ConfigurationError("once: an empty name would be shared by all that have none")
+        raise ConfigurationError("once: pass a name; an empty name would match unrelated runs")
     lease = await _acquired(journal, _start(name), patience)
     if lease is None:
         raise ConfigurationError(
             f"another process is working on the run named {name!r}; if it died on another machine, wait for "
-            "its lease to run out (30 s) and try again"
+            "its lease to expire (30 s) and try again"
         )
     try:
         found = await run_in_thread(lambda: journal.find(_start(name)))

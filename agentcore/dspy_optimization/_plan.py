@@ -1,42 +1,40 @@
-"""What an optimization will take, before it takes anything."""
+"""Estimates the cost of an optimization before it starts."""
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import dspy
 
 from agentcore.data import Example
-from agentcore.dspy_optimization._prepare import Job
-from agentcore.dspy_optimization.optimizers import Work
+from agentcore.dspy_optimization._job import Job
 from agentcore.evaluation import gain_that_can_show
 from agentcore.lm import Prices, price_of
 
 _CHARACTERS_PER_TOKEN = 4
 _REASONING = 240
-"""Characters of an answer's field that no label shows, such as a chain of thought."""
+"""Assumed length in characters of an output field without a label, such as a chain of thought."""
 _SAMPLE = 20
 _PROMPT = 3000
-"""Characters of a proposer's question, and of its answer a sixth."""
+"""Assumed length in characters of a proposer's prompt; its answer has a sixth of that."""
 ASSUMED_LATENCY = 1.5
-"""Seconds of an LM call, where nobody said better."""
+"""Seconds per LM call, if the caller passes no latency."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """About what a run takes. Calls are what it makes at most if no answer fails to parse and each predictor
-    is called once per example; stopped candidates and cache hits make it less."""
+    """Approximate cost of a run. Calls are an upper bound if every answer parses and each predictor is called
+    once per example; stopped candidates and cache hits reduce them."""
 
     calls: dict[str, int]
     """By stage."""
     tokens: int
     cost_usd: float | None
-    """None where a price is not known; `unpriced` says of which models."""
+    """None if a price is unknown; `unpriced` names the models."""
     seconds: float
     latency: float
-    """Seconds of one LM call, as given or assumed."""
+    """Seconds per LM call, given or assumed."""
     smallest_gain: float
-    """The smallest gain in mean score that the test split will show, if a quarter of its examples change."""
+    """The smallest gain in mean score that the test split can show if a quarter of its examples change."""
     test_examples: int
     unpriced: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
@@ -47,9 +45,10 @@ class Estimate:
 
 
 def estimate(job: Job, prices: Prices, max_concurrency: int, latency: float | None) -> Estimate:
-    """Without any LM call: from the sizes, the program's own prompts and the models' prices."""
+    """Estimate from the split sizes, the program's prompts and the models' prices. Makes no LM call."""
     splits, predictors = job.splits, len(job.program.predictors())
-    work, notes = _work(job)
+    work = job.optimizer.work(splits.train, splits.validation, predictors)
+    notes = [f"{name} can't estimate its work: it is not included" for name in work.unknown]
     tests = len(splits.test) * predictors
     calls = {
         "baseline": tests,
@@ -89,26 +88,15 @@ def estimate(job: Job, prices: Prices, max_concurrency: int, latency: float | No
     )
 
 
-def _work(job: Job) -> tuple[Work, list[str]]:
-    found, notes = Work(), []
-    for optimizer in getattr(job.optimizer, "optimizers", [job.optimizer]):
-        work = getattr(optimizer, "work", None)
-        if work is None:
-            notes.append(f"what {optimizer.name} takes can't be told: it is not in these figures")
-        else:
-            found = found.plus(work(job.splits.train, job.splits.validation, len(job.program.predictors())))
-    return found, notes
-
-
 def _tokens(job: Job) -> tuple[float, float]:
-    """Tokens asked and answered by one run of the program without demonstrations, about."""
+    """Approximate input and output tokens of one run of the program without demonstrations."""
     examples = job.splits.train.examples[:_SAMPLE]
     asked = sum(_prompt(job.program, item) for item in examples) / len(examples)
     answered = sum(_answer(job.program, item) for item in examples) / len(examples)
     return math.ceil(asked / _CHARACTERS_PER_TOKEN), math.ceil(answered / _CHARACTERS_PER_TOKEN)
 
 
-def _prompt(program: Any, example: Example) -> int:
+def _prompt(program: dspy.Module, example: Example) -> int:
     known = {**example.inputs, **example.labels}
     size = 0
     for predictor in program.predictors():
@@ -119,7 +107,7 @@ def _prompt(program: Any, example: Example) -> int:
     return size
 
 
-def _answer(program: Any, example: Example) -> int:
+def _answer(program: dspy.Module, example: Example) -> int:
     return sum(
         len(str(example.labels.get(name, "x" * _REASONING))) + len(f"[[ ## {name} ## ]]\n\n")
         for predictor in program.predictors()

@@ -1,19 +1,17 @@
-"""Everything that can be wrong before the first LM call is found here."""
+"""Resolves and validates a request before the first LM call."""
 
-import re
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import dspy
 from pydantic import ValidationError
 
 from agentcore._imports import importable
+from agentcore._redaction import Redactor
 from agentcore.data import Dataset, Splits, given_splits, load_dataset
 from agentcore.dspy_optimization._frozen import Frozen
-from agentcore.dspy_optimization._history import state_digest
+from agentcore.dspy_optimization._inputs import RunInputs, RunOptions
+from agentcore.dspy_optimization._job import Job, Source
 from agentcore.dspy_optimization._program import (
     check_fit,
     checked_program,
@@ -25,188 +23,133 @@ from agentcore.dspy_optimization._program import (
 from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceMetrics
 from agentcore.dspy_optimization.optimizers import Optimizer, Several, make_optimizer
 from agentcore.errors import ConfigurationError, DataError
-from agentcore.evaluation import ExactMatch, Metric, ScoredMetric, resolve_metric
-from agentcore.lm import OFFLINE_NOTE, is_offline, lm_secrets, remembering, resolve_lm
+from agentcore.evaluation import ExactMatch, ScoredMetric, resolve_metric
+from agentcore.lm import OFFLINE_NOTE, is_offline, resolve_lm
 from agentcore.settings import Settings, explain
+from agentcore.tracking import program_state
 
-_CONNECTION = re.compile(r"key|token|secret|header|api_|base_url|password", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class Source:
-    """How the user named what was resolved; None where it was an object that has no name."""
-
-    program: str | None
-    from_data: bool
-    metric: str | None
-
-
-@dataclass(frozen=True)
-class Job:
-    """One optimization, with all that it needs resolved and checked."""
-
-    optimization_id: str
-    request: OptimizationRequest
-    program: Any
-    program_path: str | None
-    data: Dataset
-    splits: Splits
-    metric: ScoredMetric
-    lm: Any
-    prompt_lm: Any
-    optimizer: Optimizer
-    frozen: Frozen
-    given_baseline: PerformanceMetrics | None
-    seed: int
-    warnings: tuple[str, ...]
-    source: Source
-
-    @property
-    def secrets(self) -> list[str]:
-        return lm_secrets(self.lm, self.prompt_lm, *(item.lm for item in self.program.predictors()))
-
-    @contextmanager
-    def context(self) -> Iterator[None]:
-        """DSPy's settings for this job's LM calls."""
-        # ReAct's asynchronous tools run while DSPy's own optimizers call the program synchronously.
-        adapter = remembering(dspy.settings.adapter)
-        with dspy.context(lm=self.lm, adapter=adapter, allow_tool_async_sync_conversion=True):
-            yield
-
-    def params(self) -> dict[str, Any]:
-        """The run's parameters in MLflow."""
-        request, optimizer = self.request, self.optimizer
-        return {
-            "algorithm": optimizer.name,
-            "target_id": request.target.id,
-            "target_type": request.target.type,
-            "seed": self.seed,
-            "lm": self.lm.model,
-            "prompt_lm": self.prompt_lm.model,
-            "metric": self.metric.name,
-            "program": self.program_path
-            or f"{type(self.program).__module__}:{type(self.program).__qualname__}",
-            **{
-                key if "." in key else f"{optimizer.name}.{key}": value
-                for key, value in optimizer.settings().items()
-            },
-            **{f"objective.{item.metric}": item.weight for item in request.objectives},
-            **{f"constraint.{key}": value for key, value in request.constraints.model_dump().items()},
-            "dataset": self.data.name,
-            "dataset_digest": self.data.digest,
-            **{f"{name}_digest": part.digest for name, part in self.splits._asdict().items()},
-            **{f"{name}_size": len(part) for name, part in self.splits._asdict().items()},
-        }
-
-    def spec(self) -> dict[str, Any]:
-        """What a resumed run must have in common with this one, and what the command line makes it of."""
-        return {
-            "request": self.request.model_dump(mode="json"),
-            "program": {
-                "class": f"{type(self.program).__module__}:{type(self.program).__qualname__}",
-                "state": state_digest(self.program),
-            },
-            "metric": self.metric.name,
-            "lm": _lm_spec(self.lm),
-            "prompt_lm": _lm_spec(self.prompt_lm),
-            "optimizer": {"name": self.optimizer.name, "settings": self.optimizer.settings()},
-            "dataset": self.data.digest,
-            "splits": {name: part.digest for name, part in self.splits._asdict().items()},
-            "seed": self.seed,
-            "baseline": self.given_baseline.model_dump() if self.given_baseline else None,
-            "source": asdict(self.source),
-        }
-
-
-def _lm_spec(lm: Any) -> dict[str, Any]:
-    """A model and its sampling settings: neither key nor address."""
-    plain = {
-        key: value
-        for key, value in (getattr(lm, "kwargs", None) or {}).items()
-        if isinstance(value, (int, float, str, bool)) and not _CONNECTION.search(key)
-    }
-    return {"model": lm.model, "settings": plain}
+if TYPE_CHECKING:
+    import dspy
 
 
 def prepare(
-    request: OptimizationRequest | Mapping[str, Any],
+    inputs: RunInputs,
+    options: RunOptions,
     *,
-    program: Any,
-    program_path: str | None,
-    metric: Metric | str | None,
-    lm: Any,
-    prompt_lm: Any,
-    seed: int,
-    training_data: Any,
-    validation_data: Any,
-    test_data: Any,
-    baseline_metrics: PerformanceMetrics | Mapping[str, float] | None,
     optimization_id: str | None = None,
     splits: Splits | None = None,
 ) -> Job:
     """Resolve and check a request.
 
+    Args:
+        optimization_id: of an existing run; None creates a new id.
+        splits: of a resumed run; `training_data` is then its whole `Dataset`.
+
     Raises:
         ConfigurationError: no LM, an unknown optimizer, program or metric, wrong settings.
-        DataError: examples that can't be used, or don't fit the program.
+        DataError: examples that can't be used, don't fit the program, or contain a secret.
     """
-    try:
-        request = OptimizationRequest.model_validate(request)
-        given = None if baseline_metrics is None else PerformanceMetrics.model_validate(baseline_metrics)
-    except ValidationError as error:
-        raise ConfigurationError(f"request or baseline_metrics: {explain(error)}") from None
+    request, given_baseline = _validated(inputs)
     constraints = request.constraints
+    program, program_path = options.program, options.program_path
     source = Source(
         program=program if isinstance(program, str) else None,
         from_data=program is None,
-        metric=metric if isinstance(metric, str) or metric is None else importable(metric),
+        metric=_metric_source(options.metric),
     )
     if isinstance(program, str):
         program, program_path = resolve_program(program)
     if program is not None:
         checked_program(program)
     optimizer = _optimizer(request)
-    resolved_metric = resolve_metric(metric, success_threshold=constraints.success_threshold)
+    metric = resolve_metric(options.metric, success_threshold=constraints.success_threshold)
     if splits is None:
-        data, splits = _splits(program, training_data, validation_data, test_data, seed)
+        data, splits = _splits(program, inputs, options.seed)
     else:
-        data = training_data
+        data = inputs.training_data
     if program is None:
         program = program_from_data(data)
     check_fit(program, data)
     frozen = Frozen.of(request.freeze, program)
-    task_lm = resolve_lm(lm)
-    proposer = prompt_lm or Settings().prompt_lm
-    prompt_lm = resolve_lm(proposer) if proposer else task_lm
+    task_lm, prompt_lm = _models(options)
     warnings = unseen_labels(program, splits)
-    resolved_metric, ignored = _only_outputs(resolved_metric, program, data)
+    metric, ignored = _only_outputs(metric, program, data)
     if ignored:
-        warnings.append(
-            f"exact_match does not compare {', '.join(ignored)}: neither input nor output of the program"
-        )
+        warnings.append(f"exact_match does not compare {', '.join(ignored)}: not an output of the program")
     if is_offline(task_lm) or is_offline(prompt_lm):
         warnings.append(OFFLINE_NOTE)
-    return Job(
+    job = Job(
         optimization_id=optimization_id or uuid.uuid4().hex,
         request=request,
         program=program,
         program_path=program_path,
         data=data,
         splits=splits,
-        metric=resolved_metric,
+        metric=metric,
         lm=task_lm,
         prompt_lm=prompt_lm,
         optimizer=optimizer,
         frozen=frozen,
-        given_baseline=given,
-        seed=seed,
-        warnings=tuple(warnings),
+        given_baseline=given_baseline,
+        seed=options.seed,
+        warnings=(),
         source=Source(source.program or program_path, source.from_data, source.metric),
     )
+    return replace(job, warnings=(*warnings, *_secrets_in(job)))
 
 
-def _only_outputs(metric: ScoredMetric, program: Any, data: Dataset) -> tuple[ScoredMetric, list[str]]:
-    """Exact match over the labels that the program can predict; and the fields that are left out."""
+def _validated(inputs: RunInputs) -> tuple[OptimizationRequest, PerformanceMetrics | None]:
+    baseline = inputs.baseline_metrics
+    try:
+        request = OptimizationRequest.model_validate(inputs.request)
+        return request, None if baseline is None else PerformanceMetrics.model_validate(baseline)
+    except ValidationError as error:
+        raise ConfigurationError(f"request or baseline_metrics: {explain(error)}") from None
+
+
+def _metric_source(metric: Any) -> str | None:
+    return metric if isinstance(metric, str) or metric is None else importable(metric)
+
+
+def _models(options: RunOptions) -> tuple[Any, Any]:
+    """The task model and the one that proposes instructions."""
+    task_lm = resolve_lm(options.lm)
+    proposer = options.prompt_lm or Settings().prompt_lm
+    return task_lm, resolve_lm(proposer) if proposer else task_lm
+
+
+def _secrets_in(job: Job) -> list[str]:
+    """Warnings about passwords that look like ordinary words and stay in the data or the prompt.
+
+    Raises:
+        DataError: a row or the prompt contains an unmistakable secret. Redacting it would make the run
+            impossible to resume; keeping it would send it to MLflow.
+    """
+    redactor = Redactor(job.secrets)
+    unmistakable, warnings = redactor.for_content(), dict[str, str]()
+    places = [
+        *((f"{job.data.name}, row {number}", dict(item.values)) for number, item in enumerate(job.data, 1)),
+        ("the program's prompt", program_state(job.program)),
+    ]
+    for where, content in places:
+        if found := unmistakable.names_in(content):
+            raise DataError(
+                f"{where} contains the value of {', '.join(found)}: remove it, or unset the variable if the "
+                "value is not a secret"
+            )
+        for name in redactor.names_in(content):
+            warnings.setdefault(
+                name,
+                f"{where} contains the value of {name}. It looks like an ordinary word, so it is not "
+                "redacted from the data, the prompt or what is logged of them",
+            )
+    return list(warnings.values())
+
+
+def _only_outputs(
+    metric: ScoredMetric, program: "dspy.Module", data: Dataset
+) -> tuple[ScoredMetric, list[str]]:
+    """Exact match over the labels that the program predicts, and the labels that it ignores."""
     produced = {name for item in program.predictors() for name in item.signature.output_fields}
     compared = tuple(name for name in data.output_fields if name in produced)
     ignored = [name for name in data.output_fields if name not in produced]
@@ -218,25 +161,26 @@ def _only_outputs(metric: ScoredMetric, program: Any, data: Dataset) -> tuple[Sc
 def _optimizer(request: OptimizationRequest) -> Optimizer:
     twice = {name for name in request.algorithms if request.algorithms.count(name) > 1}
     if twice:
-        raise ConfigurationError(f"algorithms names {', '.join(sorted(twice))} more than once")
+        raise ConfigurationError(f"algorithms lists {', '.join(sorted(twice))} more than once")
     unused = [name for name in request.optimizer_settings if name not in request.algorithms]
     if unused:
-        raise ConfigurationError(f"optimizer_settings for {', '.join(unused)}, which algorithms doesn't name")
+        raise ConfigurationError(f"optimizer_settings for {', '.join(unused)}, which algorithms doesn't list")
     found = [make_optimizer(name, request.optimizer_settings.get(name)) for name in request.algorithms]
-    unable = [item.name for item in found if not getattr(item, "freezes", False)]
+    unable = [item.name for item in found if not item.freezes]
     if request.freeze and unable:
-        raise ConfigurationError(f"freeze: {', '.join(unable)} can't keep parts of a program as they are")
+        raise ConfigurationError(f"freeze: {', '.join(unable)} can't leave parts of a program unchanged")
     return found[0] if len(found) == 1 else Several(found)
 
 
-def _splits(program: Any, training: Any, validation: Any, test: Any, seed: int) -> tuple[Dataset, Splits]:
+def _splits(program: "dspy.Module", inputs: RunInputs, seed: int) -> tuple[Dataset, Splits]:
+    training, validation, test = inputs.training_data, inputs.validation_data, inputs.test_data
     if training is None:
-        raise DataError("no training_data: give labelled examples (a list of dicts, a file, a DataFrame)")
+        raise DataError("no training_data: pass labelled examples (a list of dicts, a file or a DataFrame)")
     data = _load(program, training)
     if validation is None and test is None:
         return data, data.split(seed=seed)
     if validation is None or test is None:
-        raise DataError("give both validation_data and test_data, or neither (training_data is then split)")
+        raise DataError("pass both validation_data and test_data, or neither (training_data is then split)")
     others = [
         load_dataset(source, input_fields=data.input_fields, name=f"{data.name}-{suffix}")
         for source, suffix in ((validation, "validation"), (test, "test"))
@@ -248,8 +192,8 @@ def _splits(program: Any, training: Any, validation: Any, test: Any, seed: int) 
     return everything, splits
 
 
-def _load(program: Any, source: Any) -> Dataset:
-    """Load data; where neither it nor the caller says which fields are inputs, the program's own do."""
+def _load(program: "dspy.Module", source: Any) -> Dataset:
+    """Load data; if neither it nor the caller names the input fields, use the program's inputs."""
     if program is None:
         return load_dataset(source)
     return load_dataset(source, input_fields=lambda fields: input_fields_for(program, fields))

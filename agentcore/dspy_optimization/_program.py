@@ -1,4 +1,4 @@
-"""Programs: built from a signature or from the data's fields, or imported; and checked against the data."""
+"""Builds or imports programs, and checks them against the data."""
 
 import inspect
 from typing import Any, Literal, get_args, get_origin
@@ -17,14 +17,14 @@ def resolve_program(spec: str) -> tuple[Any, str | None]:
     `"question -> answer"` (no path).
 
     Raises:
-        ConfigurationError: neither can be had from `spec`.
+        ConfigurationError: `spec` is neither.
     """
     if "->" in spec:
         try:
             return dspy.ChainOfThought(spec), None
         except Exception as error:  # noqa: BLE001 - DSPy raises whatever its parser does
             raise ConfigurationError(
-                f"program {spec!r} is no signature ({error}): write 'question -> answer'"
+                f"program {spec!r} is not a valid signature ({error}): write 'question -> answer'"
             ) from None
     found = import_object(spec, "program")
     if isinstance(found, type) and issubclass(found, dspy.Module):
@@ -32,12 +32,12 @@ def resolve_program(spec: str) -> tuple[Any, str | None]:
             found = found()
         except TypeError as error:
             raise ConfigurationError(
-                f"program {spec!r}: can't be made without arguments ({error}); name an instance instead"
+                f"program {spec!r}: can't be created without arguments ({error}); name an instance instead"
             ) from None
     return checked_program(found, f"program {spec!r}"), spec
 
 
-def checked_program(program: Any, what: str = "program") -> Any:
+def checked_program(program: dspy.Module, what: str = "program") -> dspy.Module:
     """`program`, which must be a `dspy.Module` instance with at least one predictor."""
     if not isinstance(program, dspy.Module):
         raise ConfigurationError(f"{what} must be a dspy.Module instance, got {type(program).__name__}")
@@ -48,9 +48,9 @@ def checked_program(program: Any, what: str = "program") -> Any:
     return program
 
 
-def program_from_data(data: Dataset) -> Any:
-    """A program from the data's fields: labels of few values become a `dspy.Predict` over a Literal,
-    all else a `dspy.ChainOfThought`."""
+def program_from_data(data: Dataset) -> dspy.Module:
+    """Build a program from the data's fields: a `dspy.Predict` over Literals if all labels have few values,
+    else a `dspy.ChainOfThought`."""
     fields: dict[str, Any] = {}
     for name in data.input_fields:
         fields[name] = (_type_of([item.values[name] for item in data]), dspy.InputField())
@@ -83,8 +83,8 @@ def _output_type(values: list[Any]) -> Any:
     return kind
 
 
-def input_names(program: Any) -> list[str] | None:
-    """The inputs that the program's signature or `forward` names; None where it takes anything."""
+def input_names(program: dspy.Module) -> list[str] | None:
+    """Names of the program's inputs, from its signature or `forward`; None if it accepts any."""
     signature = _own_signature(program)
     if signature is not None:
         return list(signature.input_fields)
@@ -94,7 +94,7 @@ def input_names(program: Any) -> list[str] | None:
     return [parameter.name for parameter in parameters]
 
 
-def required_inputs(program: Any) -> list[str]:
+def required_inputs(program: dspy.Module) -> list[str]:
     signature = _own_signature(program)
     if signature is not None:
         return list(signature.input_fields)
@@ -103,28 +103,28 @@ def required_inputs(program: Any) -> list[str]:
     return [item.name for item in parameters if item.default is empty and item.kind is not keyword]
 
 
-def _own_signature(program: Any) -> Any:
+def _own_signature(program: dspy.Module) -> Any:
     """The signature of DSPy's own modules, whose `forward` takes any keyword."""
     if isinstance(program, dspy.ChainOfThought):
         return program.predict.signature
     return getattr(program, "signature", None)
 
 
-def _forward_parameters(program: Any) -> list[inspect.Parameter]:
+def _forward_parameters(program: dspy.Module) -> list[inspect.Parameter]:
     kind = type(program)
     method = kind.forward if hasattr(kind, "forward") else kind.aforward
     return list(inspect.signature(method).parameters.values())[1:]
 
 
-def check_fit(program: Any, data: Dataset) -> None:
+def check_fit(program: dspy.Module, data: Dataset) -> None:
     """Raise `DataError` unless the data has the program's inputs, and only labels that its types allow."""
     names = input_names(program)
     missing = [name for name in required_inputs(program) if name not in data.input_fields]
     extra = [name for name in data.input_fields if names is not None and name not in names]
     if missing or extra:
         raise DataError(
-            f"{data.name}: its inputs ({', '.join(data.input_fields)}) are not the program's "
-            f"({', '.join(names or [])}); name them with input_fields=[…] (--inputs a,b)"
+            f"{data.name}: its inputs ({', '.join(data.input_fields)}) don't match the program's "
+            f"({', '.join(names or [])}); set them with input_fields=[…] (--inputs a,b)"
         )
     signature = _own_signature(program)
     if signature is not None and not set(signature.output_fields) & set(data.output_fields):
@@ -138,13 +138,13 @@ def check_fit(program: Any, data: Dataset) -> None:
         for number, item in enumerate(data, 1):
             if item.values[name] not in allowed:
                 raise DataError(
-                    f"{data.name}, row {number}: label {name}={item.values[name]!r} is none that the program "
-                    f"can answer ({', '.join(map(repr, allowed))})"
+                    f"{data.name}, row {number}: label {name}={item.values[name]!r} is not an answer that "
+                    f"the program can give ({', '.join(map(repr, allowed))})"
                 )
 
 
-def unseen_labels(program: Any, splits: Splits) -> list[str]:
-    """Warnings for labels of the test split that neither train nor validation holds."""
+def unseen_labels(program: dspy.Module, splits: Splits) -> list[str]:
+    """Warnings for test labels that occur in neither the train nor the validation split."""
     known = [*splits.train, *splits.validation]
     found = []
     for name in _literal_outputs(program):
@@ -153,13 +153,13 @@ def unseen_labels(program: Any, splits: Splits) -> list[str]:
             unseen = sorted({str(item.values[name]) for item in splits.test if item.values[name] not in seen})
             if unseen:
                 found.append(
-                    f"label {name}={', '.join(unseen)} is in the test split only: "
+                    f"label {name}={', '.join(unseen)} appears only in the test split: "
                     "no demonstration can show it; add examples of it"
                 )
     return found
 
 
-def _literal_outputs(program: Any) -> dict[str, tuple[Any, ...]]:
+def _literal_outputs(program: dspy.Module) -> dict[str, tuple[Any, ...]]:
     return {
         name: get_args(info.annotation)
         for predictor in program.predictors()
@@ -168,8 +168,8 @@ def _literal_outputs(program: Any) -> dict[str, tuple[Any, ...]]:
     }
 
 
-def input_fields_for(program: Any, fields: tuple[str, ...]) -> list[str] | None:
-    """Which of the data's fields are inputs, as the program's own inputs tell; None where they don't."""
+def input_fields_for(program: dspy.Module, fields: tuple[str, ...]) -> list[str] | None:
+    """The data's fields that are inputs of the program; None if its inputs don't settle that."""
     names = input_names(program)
     if not names:
         return None

@@ -1,4 +1,4 @@
-"""Going on with a run whose process died, or that failed or was stopped."""
+"""Resumes runs that failed, were stopped, or whose process died."""
 
 import json
 import time
@@ -6,23 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from agentcore._naming import local_id
 from agentcore.data import Dataset, Example, Splits
+from agentcore.dspy_optimization._events import STREAM_KIND, JobRecorded, RunFinished
 from agentcore.dspy_optimization._history import History
-from agentcore.dspy_optimization._prepare import Job
+from agentcore.dspy_optimization._job import Job
 from agentcore.errors import ConfigurationError, DataError, RunFinishedError
-from agentcore.journal import JobRecorded, Journal, Lease, Stream, open_journal
+from agentcore.journal import Journal, Lease, Stream, open_journal
 
 _PAUSE = 0.1
 """Seconds between attempts to get a run's lease."""
 PATIENCE = 1.0
-"""Seconds for the lease of a process that is just marking the run."""
+"""Seconds to wait for the lease of a process that is marking the run as interrupted."""
 LEASE_PATIENCE = 60.0
-"""Seconds for the lease of a process that died elsewhere (30), and some more."""
+"""Seconds to wait for the lease of a process that died elsewhere (30), with a margin."""
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run of the journal that can be gone on with, under its lease."""
+    """An unfinished run to resume, with its lease."""
 
     stream: Stream
     lease: Lease
@@ -32,45 +34,44 @@ class Unfinished:
     splits: Splits
 
 
-def find_run(run_id: str) -> tuple[Journal, Stream, History, JobRecorded]:
-    """The optimization whose id (the journal's, MLflow's or a local one) starts so. Blocking.
+def find_run(run_id: str) -> tuple[Journal, Stream, JobRecorded]:
+    """Find an optimization by its own id, its MLflow id, its local id, or a unique prefix of one. Blocking.
 
     Raises:
-        ConfigurationError: there is none or more than one, or it is no optimization.
+        ConfigurationError: no run or several runs match, or it is not an optimization.
     """
     journal = open_journal()
-    found = journal.find(run_id.removeprefix("local-"))
-    if len(found) > 1:
-        raise ConfigurationError(f"{len(found)} runs start with {run_id!r}: give more of the id")
-    if not found:
+    stream = journal.resolve(run_id)
+    if stream is None:
         raise ConfigurationError(
-            f"the journal at {journal.home} has no run {run_id!r}. List its runs with: agentcore journal ls"
+            f"the journal at {journal.location} has no run {run_id!r}. List its runs with: "
+            "agentcore journal ls"
         )
-    (stream,) = found
-    history = History.of(entry.event for entry in journal.read(stream.id))
-    if stream.kind != "optimization" or history.job is None:
-        raise ConfigurationError(f"run {run_id} is no optimization: there is nothing to resume")
-    return journal, stream, history, history.job
+    job = journal.last(stream.id, JobRecorded)
+    if stream.kind != STREAM_KIND or not isinstance(job, JobRecorded):
+        raise ConfigurationError(f"run {run_id} is not an optimization: there is nothing to resume")
+    return journal, stream, job
 
 
 def find_unfinished(run_id: str) -> tuple[Journal, Stream, JobRecorded]:
-    """`find_run`, where it has not finished.
+    """Like `find_run`, but only for runs that have not finished.
 
     Raises:
         ConfigurationError: see `find_run`.
-        RunFinishedError: it has finished.
+        RunFinishedError: the run has finished.
     """
-    journal, stream, history, job = find_run(run_id)
-    if history.finished is not None and history.finished.status in ("completed", "budget_exhausted"):
+    journal, stream, job = find_run(run_id)
+    end = journal.last(stream.id, RunFinished) if stream.finished else None
+    if isinstance(end, RunFinished) and end.status in ("completed", "budget_exhausted"):
         raise RunFinishedError(
-            f"run {run_id} has finished. See it with: agentcore show {run_id[:8]}",
-            run_id=stream.tracking_id or f"local-{stream.id}",
+            f"run {run_id} has already finished. See it with: agentcore show {run_id[:8]}",
+            run_id=stream.tracking_id or local_id(stream.id),
         )
     return journal, stream, job
 
 
 def take_over(run_id: str, patience: float) -> Unfinished:
-    """Find an unfinished run and get its lease, within `patience` seconds. Blocking.
+    """Find an unfinished run and take its lease, waiting at most `patience` seconds. Blocking.
 
     Raises:
         ConfigurationError: see `find_unfinished`; or another process is working on it.
@@ -81,11 +82,11 @@ def take_over(run_id: str, patience: float) -> Unfinished:
         time.sleep(_PAUSE)
     if lease is None:
         raise ConfigurationError(
-            f"another process is working on run {run_id}; if it died on another machine, wait for its lease "
-            "to run out (30 s) and try again"
+            f"another process is working on run {run_id}. If it died on another machine, wait for its lease "
+            "to expire (30 s) and try again"
         )
     try:
-        # What its last owner wrote before the lease changed hands belongs to it.
+        # Read after taking the lease, to include everything its last owner wrote.
         history = History.of(entry.event for entry in journal.read(stream.id))
         content = json.loads(journal.payloads.get(job.data))
         data, splits = _data(content, run_id)
@@ -104,8 +105,8 @@ def _data(content: Mapping[str, Any], run_id: str) -> tuple[Dataset, Splits]:
     )
     if data.digest != content["digest"]:
         raise DataError(
-            f"the examples of run {run_id} are not whole in the journal (a secret was cut out of them): "
-            "it can't be resumed; start a new one"
+            f"run {run_id} can't be resumed: its examples in the journal are incomplete, because a secret "
+            "was redacted from them. Start a new run"
         )
     by_digest: dict[str, list[Example]] = {}
     for item in data:
@@ -123,32 +124,32 @@ _NAMES = {
     "lm": "the language model",
     "prompt_lm": "the model that proposes instructions",
     "optimizer": "the optimizer",
-    "splits": "the examples",
+    "splits": "the data",
     "seed": "the seed",
 }
 
 
 def check_same(job: Job, spec: Mapping[str, Any], run_id: str) -> None:
-    """Raise `ConfigurationError` where the resumed run would be another one."""
+    """Raise `ConfigurationError` if the job differs from the one that started the run."""
     own = json.loads(json.dumps(job.spec()))
     for key, name in _NAMES.items():
         if own[key] != spec[key]:
             raise ConfigurationError(
-                f"run {run_id} can't be resumed: {name} differs. It was started with {_text(spec[key])}, "
+                f"run {run_id} can't be resumed: {name} differs. It was started with {_text(spec[key])}, but "
                 f"this is {_text(own[key])}"
             )
 
 
 def check_same_request(job: Job, spec: Mapping[str, Any], name: str) -> None:
-    """Raise `ConfigurationError` where a run's name was used for another request."""
+    """Raise `ConfigurationError` if a run's name was used for another request."""
     own = json.loads(json.dumps(job.spec()["request"]))
     other = sorted(
         key for key in own.keys() | spec["request"].keys() if own.get(key) != spec["request"].get(key)
     )
     if other:
         raise ConfigurationError(
-            f"the run named {name!r} was begun with other {', '.join(other)}: give another name, or go on "
-            "with it as it was begun"
+            f"the run named {name!r} was started with different {', '.join(other)}: use another name, or "
+            "resume it with the original values"
         )
 
 

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from agentcore._naming import run_name
 from agentcore.evaluation import Comparison, Interval, PerformanceMetrics
 from agentcore.lm import Spend
 
@@ -27,69 +28,80 @@ class _Strict(BaseModel):
 
 
 class OptimizationTarget(_Strict):
-    """What is optimized; both parts name the run and stand on it as tags."""
+    """What is optimized. Both parts appear in the run's name and tags."""
 
     type: Literal["agent", "workflow", "component"] = "component"
     id: str = Field(min_length=1)
 
 
 class OptimizationObjective(_Strict):
-    """One figure to improve. More is better for rates and scores, less for cost and latency."""
+    """A metric to improve: higher is better for rates and scores, lower for cost and latency."""
 
     metric: MetricName = "quality_score"
     target_value: float | None = None
-    """A value to reach; the result says whether it was."""
+    """Value to reach; the result reports whether it was reached."""
     weight: float = Field(default=1.0, gt=0)
 
 
 class OptimizationConstraints(_Strict):
-    """Bounds of an optimization."""
+    """Limits of an optimization."""
 
     max_optimization_time: float = Field(default=7200, gt=0)
-    """Seconds that the search may take; the best candidate so far is then kept."""
+    """Time limit of the search in seconds; on reaching it, the best candidate so far is kept."""
     max_lm_calls: int | None = Field(default=None, gt=0)
-    """Answered LM calls of the whole run. This cap and the next two are never exceeded: what a call could
-    take is reserved before it is made. The search stops in time for the winner to be measured."""
+    """Cap on the LM calls of the whole run. This cap and the next two are never exceeded: the most a call
+    could cost is reserved before it is made. The search stops early enough to measure the winner."""
     max_tokens: int | None = Field(default=None, gt=0)
-    """Input and output tokens of the whole run."""
+    """Cap on the input and output tokens of the whole run."""
     max_cost_usd: float | None = Field(default=None, gt=0)
-    """USD of the whole run; every model's price must be known."""
+    """Cap on the cost of the whole run in USD; every model's price must be known."""
     min_improvement_threshold: float = Field(default=0.05, ge=0)
-    """The improvement, a fraction, below which the result says that the gain is not worth it."""
+    """Minimum improvement, as a fraction, for `OptimizationResult.meets_threshold` to be true."""
     max_error_rate: float = Field(default=0.1, ge=0, lt=1)
-    """Share of examples that may fail before an evaluation is an error."""
+    """Share of examples that may fail before an evaluation raises."""
     success_threshold: float = Field(default=0.5, gt=0, le=1)
-    """The least score of an example that counts as a success."""
+    """Minimum score for an example to count as a success."""
 
 
 class OptimizationRequest(_Strict):
-    """What to optimize, for what, how, and within which bounds."""
+    """What to optimize, for which objectives, how, and within which limits."""
 
     target: OptimizationTarget
     objectives: list[OptimizationObjective] = Field(
         default_factory=lambda: [OptimizationObjective()], min_length=1
     )
     algorithms: list[str] = Field(default_factory=lambda: ["miprov2"], min_length=1)
-    """Several are run one after the other and compared on the validation split; the winner is measured on
-    the test split once."""
+    """Several run one after the other and are compared on the validation split; only the winner is measured
+    on the test split."""
     optimizer_settings: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """By algorithm: `{"miprov2": {"auto": "medium"}}`."""
     constraints: OptimizationConstraints = Field(default_factory=OptimizationConstraints)
     freeze: list[str] = Field(default_factory=list)
-    """What no optimizer may change: a predictor's name, `name.instructions`, `name.demos`, or `instructions`
-    or `demos` for those of all predictors."""
+    """Parts that no optimizer may change: a predictor's name, `name.instructions`, `name.demos`, or
+    `instructions` or `demos` for all predictors."""
+
+    def run_name(self) -> str:
+        """`opt_{target_type}_{target_id}_{UTC timestamp}`."""
+        return run_name("opt", self.target.type, self.target.id)
+
+    def run_tags(self) -> dict[str, str]:
+        return {"target_type": self.target.type, "target_id": self.target.id}
 
 
 class OptimizationResult(BaseModel):
-    """What an optimization found. All figures were measured on the test split, which no optimizer saw."""
+    """What an optimization found. All figures were measured on the test split, which no optimizer saw.
+
+    `model_dump(mode="json")` is what the journal and the artifact `result.json` hold; `schema_version`
+    changes when a field changes its meaning."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
+    schema_version: Literal[1] = 1
     optimization_id: str
     run_id: str | None
-    """MLflow's run id; None with tracking off."""
+    """MLflow's run id, or a local one while MLflow doesn't have the run; None without tracking."""
     status: Status
-    """`completed`, or `budget_exhausted` where a limit stopped the search. A failed run raises."""
+    """`completed`, or `budget_exhausted` if a limit stopped the search. A failed run raises."""
     baseline_performance: PerformanceMetrics
     """The caller's `baseline_metrics` if given, else `measured_baseline`."""
     measured_baseline: PerformanceMetrics
@@ -105,10 +117,10 @@ class OptimizationResult(BaseModel):
     meets_threshold: bool
     """Whether the improvement reached `min_improvement_threshold`."""
     targets_met: dict[str, bool]
-    """By objective with a `target_value`, whether the optimized program reached it."""
+    """Whether the optimized program reached each objective's `target_value`."""
     optimization_details: dict[str, Any]
     spend: Spend
     spend_by_stage: dict[str, Spend]
     warnings: list[str] = Field(default_factory=list)
     program: Any = Field(default=None, exclude=True, repr=False)
-    """The optimized `dspy.Module`."""
+    """The optimized `dspy.Module`; None in a result that was read back."""

@@ -1,15 +1,19 @@
-"""`OptimizationPipeline`: the entry to optimizing a program."""
+"""`OptimizationPipeline`: the entry point for optimizing a program."""
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
-from agentcore._sync import SyncTwin
+from agentcore._sync import SyncTwin, blocking
 from agentcore._threads import run_in_thread, start_in_thread
+from agentcore.dspy_optimization._inputs import RunInputs, RunOptions
+from agentcore.dspy_optimization._log import ProgressSink
 from agentcore.dspy_optimization._once import alone_under, new_id
 from agentcore.dspy_optimization._plan import Estimate, estimate
-from agentcore.dspy_optimization._prepare import Job, prepare
-from agentcore.dspy_optimization._progress import Progress
+from agentcore.dspy_optimization._prepare import prepare
+from agentcore.dspy_optimization._results import read_result
 from agentcore.dspy_optimization._resume import (
     LEASE_PATIENCE,
     PATIENCE,
@@ -26,54 +30,57 @@ from agentcore.dspy_optimization.models import (
     OptimizationResult,
     PerformanceMetrics,
 )
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError
 from agentcore.evaluation import Executor, Metric, resolve_executor
 from agentcore.journal import EventSink
 from agentcore.lm import parse_prices
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker, destination_of
+from agentcore.tracking import destination_of
+
+if TYPE_CHECKING:
+    import dspy
 
 
 class OptimizationPipeline:
     """Optimizes a DSPy program and measures the gain on examples that no optimizer saw.
 
-    One pipeline may run several optimizations at once, each with its own run, LMs and account.
-    `pipeline.sync.run_optimization(...)` is the blocking twin.
+    One pipeline may run several optimizations at once, each with its own run, LMs and spend.
+    `pipeline.sync.run_optimization(...)` is the blocking version.
 
     Args:
         program: a `dspy.Module`, `"package.module:object"`, or a signature `"question -> answer"`;
             None builds one from the data's fields.
         metric: a function (see `agentcore.evaluation.Metric`), `"package.module:function"` or
             `"exact_match"`; None means exact match on the output fields.
-        lm: a `dspy.LM` or its name; None takes AGENTCORE_LM, then `dspy.settings.lm`.
-        prompt_lm: proposes instructions; None takes AGENTCORE_PROMPT_LM, then `lm`.
+        lm: a `dspy.LM` or its name; None uses AGENTCORE_LM, then `dspy.settings.lm`.
+        prompt_lm: the LM that proposes instructions; None uses AGENTCORE_PROMPT_LM, then `lm`.
         mlflow_config: where to track; None reads the environment.
-        enable_tracking: False logs nothing anywhere, and keeps nothing that could be resumed.
-        max_concurrency: examples in flight at once, all evaluations of one run together.
+        enable_tracking: False logs nothing, so runs can't be resumed.
+        max_concurrency: examples in flight at once, across all evaluations of a run.
         executor: where programs run: `"local"` (default), `"ray"`, or an `agentcore.evaluation.Executor`
             such as `RayExecutor(address=…)`.
         on_event: called in the event loop with every journal event.
-        on_progress: called once with the `Progress` of a run that starts, which may be read at any time.
-        seed: of splits, search and resampling.
-        prices: USD per million input and output tokens by model, `{"openai/x": (0.25, 2.0)}`; they come
-            before litellm's own table.
-        program_path: `package.module:object`, where `program` can be imported from when its model is
-            loaded.
+        on_progress: called once when a run starts, with its `Progress`, which may be read at any time.
+        seed: for splits, search and resampling.
+        prices: USD per million input and output tokens by model, `{"openai/x": (0.25, 2.0)}`; they override
+            litellm's table.
+        program_path: `package.module:object`, from which `program` is imported when its model is loaded.
     """
 
     def __init__(
         self,
-        program: Any = None,
+        program: "dspy.Module | type[dspy.Module] | str | None" = None,
         metric: Metric | str | None = None,
-        lm: Any = None,
+        lm: "dspy.BaseLM | str | None" = None,
         *,
-        prompt_lm: Any = None,
+        prompt_lm: "dspy.BaseLM | str | None" = None,
         mlflow_config: MLflowConfig | None = None,
         enable_tracking: bool = True,
         max_concurrency: int = 16,
         executor: Executor | str | None = None,
         on_event: EventSink | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: ProgressSink | None = None,
         seed: int = 0,
         program_path: str | None = None,
         prices: Mapping[str, Any] | None = None,
@@ -82,24 +89,26 @@ class OptimizationPipeline:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}")
         if seed < 0:
             raise ConfigurationError(f"seed must be 0 or more, not {seed}")
-        self.program = program
-        self.metric = metric
-        self.lm = lm
-        self.prompt_lm = prompt_lm
         self.mlflow_config = mlflow_config or (MLflowConfig() if enable_tracking else None)
         self.enable_tracking = enable_tracking
-        self.max_concurrency = max_concurrency
-        self.executor = resolve_executor(executor)
-        self.on_event = on_event
-        self.on_progress = on_progress
-        self.seed = seed
-        self.program_path = program_path
-        self.prices = parse_prices(prices or {})
+        self.options = RunOptions(
+            program=program,
+            metric=metric,
+            lm=lm,
+            prompt_lm=prompt_lm,
+            program_path=program_path,
+            seed=seed,
+            max_concurrency=max_concurrency,
+            executor=resolve_executor(executor),
+            on_event=on_event,
+            on_progress=on_progress,
+            prices=parse_prices(prices or {}),
+        )
 
-    @property
-    def sync(self) -> Any:
-        """The blocking twin of this pipeline."""
-        return SyncTwin(self)
+    @cached_property
+    def sync(self) -> "SyncPipeline":
+        """The blocking version of this pipeline."""
+        return SyncPipeline(self)
 
     async def run_optimization(
         self,
@@ -113,49 +122,47 @@ class OptimizationPipeline:
     ) -> OptimizationResult:
         """Run one optimization.
 
-        One list of examples is split 30/30/40 into train, validation and test. Cancelling stops the search
+        A single data set is split 30/30/40 into train, validation and test. Cancelling stops the search
         at its next LM call, keeps the best candidate so far and marks the run KILLED.
 
         Args:
-            request: what to optimize, for what, within which bounds.
-            baseline_metrics: the caller's own figures, logged as `baseline_*`; the baseline is measured
-                all the same.
-            training_data: anything `load_dataset` takes.
-            validation_data, test_data: splits of the caller's own; both or neither.
-            once: a name that makes the call safe to repeat, such as a Job's uid: an unfinished run of this
-                name in the journal goes on. The journal keeps a run for 7 days after MLflow has it.
+            request: what to optimize, for which objectives, within which limits.
+            baseline_metrics: the caller's own figures, logged as `baseline_*`; the baseline is measured all
+                the same.
+            training_data: anything `load_dataset` accepts.
+            validation_data, test_data: the caller's own splits; pass both or neither.
+            once: an idempotency key, such as a Job's uid: an unfinished run of this name in the journal is
+                resumed. The journal keeps a run for 7 days after MLflow has it.
 
         Raises:
-            ConfigurationError, DataError, MetricError: a mistake of the caller's; the message says where.
-            RunFinishedError: the run of the name `once` has finished.
-            ConfigurationError: it was begun with other arguments, or another process is working on it.
+            ConfigurationError, DataError, MetricError: invalid input; the message says where.
+            RunFinishedError: the run named by `once` has already finished.
+            ConfigurationError: it was started with different arguments, or another process is working on it.
             JournalError: the journal can't be written; the run can be resumed once it can.
             LMUnavailableError: the LM failed; the run is FAILED, nothing is scored 0.
             EvaluationError: too many examples failed, or an objective can't be measured.
         """
-
-        def prepared(key: str | None) -> Job:
-            return self._prepared(request, training_data, validation_data, test_data, baseline_metrics, key)
-
+        inputs = RunInputs(request, training_data, validation_data, test_data, baseline_metrics)
         if once is not None:
-            return await self._run_once(once, prepared)
-        job = prepared(None)
+            return await self._run_once(once, inputs)
+        job = prepare(inputs, self.options)
         tracker = MLflowTracker(self.mlflow_config) if self.enable_tracking else None
-        return await self._run(job, tracker).execute()
+        return await Run(job, self.options, tracker).execute()
 
-    async def _run_once(self, name: str, prepared: Callable[[str], Job]) -> OptimizationResult:
+    async def _run_once(self, name: str, inputs: RunInputs) -> OptimizationResult:
         if not self.enable_tracking:
-            raise ConfigurationError("once needs tracking: the run is found again by its journal")
+            raise ConfigurationError("once needs tracking: it looks up the run in the journal")
         tracker = MLflowTracker(self.mlflow_config)
         journal, _ = await tracker.opened()
         async with alone_under(name, journal, LEASE_PATIENCE) as stream:
-            job = prepared(new_id(name) if stream is None else stream.id)
+            key = new_id(name) if stream is None else stream.id
+            job = prepare(inputs, self.options, optimization_id=key)
             if stream is None:
-                return await self._run(job, tracker).execute()
-            _, _, _, recorded = await run_in_thread(lambda: find_run(job.optimization_id))
+                return await Run(job, self.options, tracker).execute()
+            _, _, recorded = await run_in_thread(lambda: find_run(key))
             check_same(job, recorded.spec, f"named {name!r}")
             check_same_request(job, recorded.spec, name)
-            return await self._resume(stream.id, LEASE_PATIENCE)
+            return await self._resume(key, LEASE_PATIENCE)
 
     async def plan(
         self,
@@ -166,94 +173,75 @@ class OptimizationPipeline:
         test_data: Any = None,
         latency: float | None = None,
     ) -> Estimate:
-        """About what `run_optimization` would take: calls, tokens, cost, time; and the smallest gain that the
-        test split can show. Makes no LM call.
+        """Estimate what `run_optimization` would take (calls, tokens, cost, time) and the smallest gain that
+        the test split can show. Makes no LM call.
 
         Args:
-            latency: seconds of an LM call; None assumes 1.5 (for the offline engine, its own).
+            latency: seconds per LM call; None assumes 1.5 (for the offline engine, its own).
 
         Raises:
-            ConfigurationError, DataError: a mistake of the caller's, as `run_optimization` would find it.
+            ConfigurationError, DataError: invalid input, as for `run_optimization`.
         """
+        inputs = RunInputs(request, training_data, validation_data, test_data)
 
         def make() -> Estimate:
-            job = self._prepared(request, training_data, validation_data, test_data)
-            return estimate(job, self.prices, self.max_concurrency, latency)
+            job = prepare(inputs, self.options)
+            return estimate(job, self.options.prices, self.options.max_concurrency, latency)
 
         return await run_in_thread(make)
 
     async def resume(self, run_id: str) -> OptimizationResult:
-        """Go on with an optimization whose process died, that failed, or that was stopped.
+        """Resume an optimization that failed, was stopped, or whose process died.
 
         Baseline results, candidates, finished trials and spend are taken from the journal and not paid for
-        again; the same MLflow run continues. The pipeline must be made as it was for the run: program,
-        metric, models and seed are compared; the examples are in the journal.
+        again; the same MLflow run continues. The pipeline must match the original one: program, metric,
+        models and seed are compared. The examples come from the journal.
 
         Args:
-            run_id: MLflow's id, the local one, or the optimization's.
+            run_id: the run's MLflow id, its local id, or the optimization's id.
 
         Raises:
             ConfigurationError: no such run, another process is working on it, or this pipeline differs from
                 the one that started it.
-            RunFinishedError: it has finished.
+            RunFinishedError: it has already finished.
             and what `run_optimization` raises.
         """
         return await self._resume(run_id, PATIENCE)
 
     async def _resume(self, run_id: str, patience: float) -> OptimizationResult:
-        if self.mlflow_config is None:
-            raise ConfigurationError("a pipeline without tracking keeps no run that could be resumed")
-        tracker = MLflowTracker(self.mlflow_config)
+        config = self._config("resume a run")
+        tracker = MLflowTracker(config)
         journal, _ = await tracker.opened()
-        taking = start_in_thread(lambda: take_over(run_id, patience))
+        run = await _taken_over(run_id, patience, journal.abandon)
         try:
-            run = await asyncio.shield(taking)
-        except asyncio.CancelledError:
-            # Its thread goes on, and nobody would release what it gets.
-            def give_up(done: asyncio.Future[Unfinished]) -> None:
-                if not done.cancelled() and done.exception() is None:
-                    journal.abandon(done.result().lease)
-
-            taking.add_done_callback(give_up)
-            raise
-        try:
-            destination = destination_of(self.mlflow_config)
+            destination = destination_of(config)
             if run.stream.destination != destination:
                 raise ConfigurationError(
-                    f"run {run_id} is tracked at {run.stream.destination}, this pipeline tracks at "
+                    f"run {run_id} is tracked at {run.stream.destination}, but this pipeline tracks at "
                     f"{destination}: set MLFLOW_TRACKING_URI"
                 )
-            job = prepare(
-                run.spec["request"],
-                program=self.program,
-                program_path=self.program_path,
-                metric=self.metric,
-                lm=self.lm,
-                prompt_lm=self.prompt_lm,
-                seed=run.spec["seed"],
-                training_data=run.data,
-                validation_data=None,
-                test_data=None,
-                baseline_metrics=run.spec["baseline"],
-                optimization_id=run.stream.id,
-                splits=run.splits,
-            )
+            inputs = RunInputs(run.spec["request"], run.data, baseline_metrics=run.spec["baseline"])
+            options = replace(self.options, seed=run.spec["seed"])
+            job = prepare(inputs, options, optimization_id=run.stream.id, splits=run.splits)
             check_same(job, run.spec, run_id)
         except BaseException:
             journal.abandon(run.lease)
             raise
-        return await self._run(job, tracker, run).execute()
+        return await Run(job, self.options, tracker, run).execute()
 
     @classmethod
-    def from_journal(cls, run_id: str, *, lm: Any = None, **arguments: Any) -> "OptimizationPipeline":
-        """The pipeline that started a run, made of what the journal says, to `resume` the run. Blocking.
+    def from_journal(
+        cls, run_id: str, *, lm: "dspy.BaseLM | str | None" = None, **arguments: Any
+    ) -> "OptimizationPipeline":
+        """Rebuild the pipeline that started a run from the journal, to `resume` the run. Blocking.
 
         Args:
-            lm: the model, where the run was given an object.
-            arguments: of the pipeline, but for program, metric, models and seed.
+            lm: the model, if the run was started with an LM object.
+            arguments: further arguments of the pipeline, except program, metric, models and seed.
 
         Raises:
-            ConfigurationError: no such run, or it had a program or metric that can't be imported.
+            ConfigurationError: no such run, or its program or metric can't be imported.
+            RunFinishedError: it has already finished.
         """
         _, _, job = find_unfinished(run_id)
         spec, source = job.spec, job.spec["source"]
@@ -275,49 +263,55 @@ class OptimizationPipeline:
             **arguments,
         )
 
+    async def result(self, run_id: str) -> OptimizationResult:
+        """The result of a finished run, from the journal or from MLflow; its `program` is None.
+
+        `MLflowTracker.load_model_artifact` loads the program.
+
+        Raises:
+            ConfigurationError: no such run, or it has no result: it did not finish.
+            ArtifactError: MLflow's copy is missing or was changed.
+            TrackingError: the journal no longer has the run, and MLflow can't be reached.
+        """
+        return await read_result(MLflowTracker(self._config("read a result")), run_id)
+
     async def tracking_id(self, run_id: str | None) -> str | None:
-        """MLflow's id of a run; the local one while MLflow doesn't have it."""
+        """A run's MLflow id, or its local id until MLflow has the run."""
         if run_id is None or self.mlflow_config is None:
             return run_id
         return await MLflowTracker(self.mlflow_config).tracking_id(run_id) or run_id
 
     async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Wait until MLflow has all that this process logged to it; see `MLflowTracker.flush`."""
+        """Wait until MLflow has everything that this process logged to it; see `MLflowTracker.flush`."""
         if self.mlflow_config is not None:
             await MLflowTracker(self.mlflow_config).flush(timeout)
 
-    def _prepared(
-        self,
-        request: Any,
-        training: Any,
-        validation: Any,
-        test: Any,
-        baseline: Any = None,
-        key: str | None = None,
-    ) -> Job:
-        return prepare(
-            request,
-            program=self.program,
-            program_path=self.program_path,
-            metric=self.metric,
-            lm=self.lm,
-            prompt_lm=self.prompt_lm,
-            seed=self.seed,
-            training_data=training,
-            validation_data=validation,
-            test_data=test,
-            baseline_metrics=baseline,
-            optimization_id=key,
-        )
+    def _config(self, purpose: str) -> MLflowConfig:
+        if self.mlflow_config is None:
+            raise ConfigurationError(f"a pipeline without tracking can't {purpose}: nothing is stored")
+        return self.mlflow_config
 
-    def _run(self, job: Job, tracker: MLflowTracker | None, resumed: Unfinished | None = None) -> Run:
-        return Run(
-            job,
-            tracker,
-            max_concurrency=self.max_concurrency,
-            prices=self.prices,
-            on_event=self.on_event,
-            on_progress=self.on_progress,
-            executor=self.executor,
-            resumed=resumed,
-        )
+
+class SyncPipeline(SyncTwin):
+    """`OptimizationPipeline`, blocking."""
+
+    run_optimization = blocking(OptimizationPipeline.run_optimization)
+    plan = blocking(OptimizationPipeline.plan)
+    resume = blocking(OptimizationPipeline.resume)
+    result = blocking(OptimizationPipeline.result)
+    tracking_id = blocking(OptimizationPipeline.tracking_id)
+    flush = blocking(OptimizationPipeline.flush)
+
+
+async def _taken_over(run_id: str, patience: float, abandon: Callable[[Any], None]) -> Unfinished:
+    taking = start_in_thread(lambda: take_over(run_id, patience))
+    try:
+        return await asyncio.shield(taking)
+    except asyncio.CancelledError:
+        # The thread keeps running, and nobody else would release its lease.
+        def give_up(done: asyncio.Future[Unfinished]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                abandon(done.result().lease)
+
+        taking.add_done_callback(give_up)
+        raise

@@ -12,23 +12,23 @@ from agentcore.evaluation._compare import (
     smallest_detectable_gain,
 )
 from agentcore.evaluation._executor import Executor, Local, Place, Ran, Runner
-from agentcore.evaluation._first_error import first_error
+from agentcore.evaluation._failures import first_error
 from agentcore.evaluation._metric import ExactMatch, Metric, Score, ScoredMetric, exact_match, resolve_metric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord, PerformanceMetrics
-from agentcore.evaluation._run import Limits, evaluate
-from agentcore.evaluation._where import resolve_executor
+from agentcore.evaluation._resolve import resolve_executor
+from agentcore.evaluation._run import EvaluationLimits, evaluate
 
 if TYPE_CHECKING:
-    from agentcore.evaluation._ray import RayExecutor
+    from agentcore.evaluation.ray import RayExecutor
 
 __all__ = [
     "Comparison",
+    "EvaluationLimits",
     "EvaluationReport",
     "ExactMatch",
     "ExampleRecord",
     "Executor",
     "Interval",
-    "Limits",
     "Local",
     "Metric",
     "PerformanceMetrics",
@@ -53,7 +53,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "RayExecutor":  # Ray is an extra
-        from agentcore.evaluation._ray import RayExecutor
+        from agentcore.evaluation.ray import RayExecutor
 
         return RayExecutor
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

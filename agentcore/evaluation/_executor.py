@@ -16,49 +16,49 @@ class Ran(NamedTuple):
 
     prediction: Any
     seconds: float
-    """That the program took where it ran, without any wait for its turn."""
+    """How long the program ran, excluding the time it waited for its turn."""
 
 
 class Runner(Protocol):
-    """Runs one program, under DSPy's settings where it is called."""
+    """Runs one program with the DSPy settings in effect where it is called."""
 
     async def __call__(self, inputs: Mapping[str, Any], *, trace: list[Any] | None = None) -> Ran:
-        """Run it on an example's inputs; `trace` gets DSPy's (predictor, inputs, outputs)."""
+        """Run it on an example's inputs; appends DSPy's (predictor, inputs, outputs) to `trace`."""
         ...
 
 
 class Place(Protocol):
-    """Somewhere that programs can run."""
+    """Somewhere programs can run."""
 
-    async def prepare(self, program: Any) -> Runner:
-        """Make a program ready to run, as it is now."""
+    async def prepare(self, program: dspy.Module) -> Runner:
+        """Prepare a program to run in its current state."""
         ...
 
 
 @runtime_checkable
 class Executor(Protocol):
-    """Opens a `Place` for as long as a run takes."""
+    """Opens a `Place` for the duration of a run."""
 
     def open(self, at_once: int) -> AbstractAsyncContextManager[Place]:
-        """A place for runs of programs, `at_once` of them at the same time."""
+        """A place for programs, `at_once` of them running at the same time."""
         ...
 
 
 class Local:
-    """This process: programs with an `aforward` in the event loop, others in threads. Also its own place."""
+    """Runs programs here: in the event loop if they have `aforward`, else in threads. Its own `Place`."""
 
     @asynccontextmanager
     async def open(self, at_once: int) -> AsyncIterator["Local"]:
         yield self
 
-    async def prepare(self, program: Any) -> Runner:
+    async def prepare(self, program: dspy.Module) -> Runner:
         return partial(call_program, program)
 
 
-def has_own_aforward(program: Any) -> bool:
-    """Whether `aforward` does what `forward` does: defined in the same class, or in one derived from it.
+def has_own_aforward(program: dspy.Module) -> bool:
+    """Whether `aforward` is defined in the same class as `forward`, or in a subclass of it.
 
-    A subclass that overrides `forward` alone inherits an `aforward` which knows nothing of it.
+    A subclass that overrides only `forward` inherits an `aforward` that ignores the override.
     """
     for kind in type(program).__mro__:
         if "aforward" in vars(kind):
@@ -68,8 +68,10 @@ def has_own_aforward(program: Any) -> bool:
     return False
 
 
-async def call_program(program: Any, inputs: Mapping[str, Any], *, trace: list[Any] | None = None) -> Ran:
-    """Run a program: awaited where it has an `aforward` of its own, else in a daemon thread."""
+async def call_program(
+    program: dspy.Module, inputs: Mapping[str, Any], *, trace: list[Any] | None = None
+) -> Ran:
+    """Run a program: awaited if it has an `aforward` of its own, else in a daemon thread."""
     began = time.perf_counter()
     with nullcontext() if trace is None else dspy.context(trace=trace):
         if has_own_aforward(program):

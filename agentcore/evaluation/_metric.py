@@ -1,4 +1,4 @@
-"""Metrics: what users may pass, and the checked score that becomes of it."""
+"""Metrics: the forms a user may pass, and validation of the scores they return."""
 
 import inspect
 import math
@@ -6,14 +6,18 @@ import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel
 
 from agentcore._imports import import_object
+from agentcore._redaction import first_line
 from agentcore._threads import run_in_thread
-from agentcore.errors import ConfigurationError, MetricError, first_line
+from agentcore.errors import ConfigurationError, MetricError
 from agentcore.lm import is_lm_failure
+
+if TYPE_CHECKING:
+    import dspy
 
 _ROUNDING = 1e-9
 
@@ -29,11 +33,11 @@ class Score(NamedTuple):
 
 
 class ScoredMetric:
-    """A metric under one calling convention, with every result checked.
+    """Wraps a metric in a uniform calling convention and validates every result.
 
     Args:
         metric: see `Metric`.
-        success_threshold: the least score, 0–1, that counts as a success.
+        success_threshold: the lowest score, 0–1, that counts as a success.
     """
 
     def __init__(self, metric: Metric, success_threshold: float = 0.5) -> None:
@@ -47,11 +51,11 @@ class ScoredMetric:
         )
         self._arguments = _positional_arguments(metric)
 
-    async def score(self, example: Any, prediction: Any) -> Score:
+    async def score(self, example: "dspy.Example", prediction: "dspy.Prediction") -> Score:
         """Score one prediction without blocking the event loop.
 
         Raises:
-            MetricError: the metric raised, or returned no score in 0–1.
+            MetricError: the metric raised, or did not return a score in 0–1.
         """
         arguments = self.arguments(example, prediction)
         try:
@@ -59,10 +63,10 @@ class ScoredMetric:
                 result = await self.metric(*arguments)
             elif isinstance(self.metric, ExactMatch):
                 result = self.metric(*arguments)
-            else:  # may compute for long, or ask a judge
+            else:  # may take long, or call a judge LM
                 result = await run_in_thread(lambda: self.metric(*arguments))
         except Exception as error:  # noqa: BLE001 - a user's metric may raise anything
-            # An LM's error may repeat its key: it is told redacted, and not chained.
+            # An LM's error may contain its API key: report it redacted, and don't chain it.
             cause = None if is_lm_failure(error) else error
             raise MetricError(
                 f"metric {self.name} raised {first_line(error)} on {_shown(example)}"
@@ -71,17 +75,17 @@ class ScoredMetric:
 
     def arguments(
         self,
-        example: Any,
-        prediction: Any,
+        example: "dspy.Example",
+        prediction: "dspy.Prediction",
         trace: Any = None,
         predictor: Any = None,
         predictor_trace: Any = None,
     ) -> tuple[Any, ...]:
-        """What the metric is called with; the fourth and fifth argument are None outside of GEPA."""
+        """The arguments to call the metric with; the fourth and fifth are None outside of GEPA."""
         return (example, prediction, trace, predictor, predictor_trace)[: self._arguments]
 
     def checked(self, result: Any) -> Score:
-        """A metric's raw result as a score, or a `MetricError` that says what is wrong with it."""
+        """Convert a metric's raw result to a score; raises `MetricError` if it is not a valid one."""
         feedback = None
         if hasattr(result, "score") and not isinstance(result, numbers.Number):
             feedback = getattr(result, "feedback", None)
@@ -105,7 +109,7 @@ class ScoredMetric:
 
 
 def _positional_arguments(metric: Metric) -> int:
-    """How many of (example, prediction, trace, …) the metric takes: what it requires, and `trace`."""
+    """How many of (example, prediction, trace, …) to pass: the required ones, and an optional `trace`."""
     try:
         parameters = list(inspect.signature(metric).parameters.values())
     except (TypeError, ValueError):
@@ -126,8 +130,8 @@ def _positional_arguments(metric: Metric) -> int:
 
 @dataclass(frozen=True)
 class ExactMatch:
-    """Whether the predicted fields equal their labels: text without regard to case and white space, floats
-    to a relative 1e-9, enums by value, models by content.
+    """Whether the predicted fields equal their labels. Text is compared ignoring case and whitespace, floats
+    within a relative 1e-9, enums by value, and models by content.
 
     Args:
         fields: the label fields to compare; None for all of them.
@@ -136,7 +140,7 @@ class ExactMatch:
     fields: tuple[str, ...] | None = None
     __name__ = "exact_match"
 
-    def __call__(self, example: Any, prediction: Any, trace: Any = None) -> bool:
+    def __call__(self, example: "dspy.Example", prediction: "dspy.Prediction", trace: Any = None) -> bool:
         labels = dict(example.labels().items())
         compared = labels if self.fields is None else [name for name in labels if name in self.fields]
         return all(_equal(labels[name], _predicted(prediction, name)) for name in compared)
@@ -145,8 +149,8 @@ class ExactMatch:
 exact_match = ExactMatch()
 
 
-def _predicted(prediction: Any, name: str) -> Any:
-    # A Prediction's methods hide fields of their names from attribute access.
+def _predicted(prediction: "dspy.Prediction", name: str) -> Any:
+    # Attribute access would find a Prediction's methods instead of fields with the same name.
     getter = getattr(prediction, "get", None)
     return getter(name, None) if callable(getter) else getattr(prediction, name, None)
 
@@ -158,7 +162,7 @@ def _equal(expected: Any, actual: Any) -> bool:
         actual = actual.model_dump(mode="json")
     if isinstance(expected, str):
         return actual is not None and _folded(expected) == _folded(str(actual))
-    # A number in a CSV column of numbers is a number; a program that declares text answers with its text.
+    # A numeric CSV column is loaded as numbers, but a program with a text output predicts a string.
     as_text = isinstance(actual, str) and isinstance(expected, int) and not isinstance(expected, bool)
     if isinstance(expected, float) or isinstance(actual, float) or as_text:
         try:
@@ -172,7 +176,7 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _shown(example: Any, limit: int = 80) -> str:
+def _shown(example: "dspy.Example", limit: int = 80) -> str:
     text = str(dict(example.items())) if hasattr(example, "items") else str(example)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
@@ -185,7 +189,7 @@ def resolve_metric(metric: Metric | str | None, *, success_threshold: float = 0.
     exact match on the output fields.
 
     Raises:
-        ConfigurationError: there is no such metric, or it can't be called as one.
+        ConfigurationError: there is no such metric, or it has the wrong signature.
     """
     if metric is None:
         metric = exact_match

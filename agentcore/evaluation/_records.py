@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind."""
+"""The results of an evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class PerformanceMetrics(BaseModel):
-    """Figures of one program over one dataset, measured from per-example records."""
+    """Aggregate metrics of one program on one dataset, computed from per-example records."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,14 +17,14 @@ class PerformanceMetrics(BaseModel):
     quality_score: float = Field(ge=0, le=1)
     """Mean score, 0–1."""
     avg_cost: float | None = Field(default=None, ge=0)
-    """USD per example, over examples without a cache hit; None where there is none, or a price is unknown."""
+    """USD per example without a cache hit; None if there is no such example or a price is unknown."""
     avg_latency_ms: float | None = Field(default=None, ge=0)
-    """Milliseconds per example, over examples without a cache hit; None where there is none."""
+    """Milliseconds per example without a cache hit; None if there is no such example."""
 
 
 @dataclass(frozen=True)
 class ExampleRecord:
-    """One example's outcome. `score` is None where the LM failed, 0 where the program did."""
+    """One example's outcome. `score` is None if the LM failed, and 0 if the program failed."""
 
     index: int
     digest: str
@@ -32,7 +32,7 @@ class ExampleRecord:
     score: float | None
     feedback: str | None
     latency_ms: float | None
-    """Wall-clock milliseconds of the program; None where only the cache answered."""
+    """Wall-clock milliseconds of the program; None if every LM call was a cache hit."""
     input_tokens: int
     output_tokens: int
     cost_usd: float | None
@@ -68,7 +68,7 @@ class EvaluationReport:
     @property
     def metrics(self) -> PerformanceMetrics:
         scored = [score for score in self.scores if score is not None]
-        # What the cache answered tells neither what the program costs nor how long it takes.
+        # Cache hits say nothing about the program's cost or latency.
         fresh = [record for record in self.records if not record.cache_hits]
         costs = [record.cost_usd for record in fresh if record.failed != "lm"]
         latencies = [record.latency_ms for record in fresh if record.latency_ms is not None]

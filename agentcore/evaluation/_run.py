@@ -4,12 +4,13 @@ import asyncio
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import dspy
 from pydantic import BaseModel
 
+from agentcore._redaction import first_line
 from agentcore.data import Example
 from agentcore.errors import (
     ConfigurationError,
@@ -17,10 +18,9 @@ from agentcore.errors import (
     EvaluationError,
     ExecutorError,
     LMUnavailableError,
-    first_line,
 )
 from agentcore.evaluation._executor import Local, Place, Ran, Runner
-from agentcore.evaluation._first_error import first_error
+from agentcore.evaluation._failures import first_error
 from agentcore.evaluation._metric import ScoredMetric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord
 from agentcore.lm import Spend, collect_spend, is_lm_failure, lm_secrets
@@ -29,16 +29,16 @@ RecordSink = Callable[[ExampleRecord], None]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How an evaluation may run.
+class EvaluationLimits:
+    """Bounds of an evaluation.
 
     Attributes:
         max_concurrency: examples in flight at once.
         max_error_rate: share of examples, 0–1, that may fail before the evaluation raises.
-        only_lm_failures: count the LM's failures only towards it: a candidate whose program fails is
-            a bad candidate, which its scores of 0 say.
-        tolerated: how many examples may fail; None for `max_error_rate` of them.
-        gate: held while an example runs; shared by evaluations that together stay under one limit.
+        only_lm_failures: count only failures of the LM. A candidate whose program fails is simply a bad
+            candidate, which its scores of 0 already reflect.
+        tolerated: how many examples may fail; None means `max_error_rate` of them.
+        gate: semaphore held while an example runs; share it between evaluations to limit them jointly.
     """
 
     max_concurrency: int = 16
@@ -49,12 +49,12 @@ class Limits:
 
 
 async def evaluate(
-    program: Any,
+    program: dspy.Module,
     examples: Sequence[Example],
     metric: ScoredMetric,
     *,
-    lm: Any,
-    limits: Limits | None = None,
+    lm: dspy.BaseLM,
+    limits: EvaluationLimits | None = None,
     on_record: RecordSink | None = None,
     known: Mapping[int, ExampleRecord] | None = None,
     judging: Callable[[], AbstractContextManager[None]] = nullcontext,
@@ -62,33 +62,41 @@ async def evaluate(
 ) -> EvaluationReport:
     """Run `program` on every example, concurrently, and score what it predicts.
 
-    Programs with `aforward` are awaited, others run in threads of their own. A failed example is data:
-    the program's failure scores 0, the LM's has no score. Cancelling cancels every example.
+    Programs with `aforward` are awaited, others run in their own threads. A failed example
+    does not raise: it scores 0 if the program failed and has no score if the LM failed. Cancelling cancels
+    every example.
 
     Args:
         program: a `dspy.Module`.
         examples: at least one.
         metric: see `ScoredMetric`.
-        lm: the `dspy.LM` for predictors that have none of their own.
+        lm: the `dspy.LM` for predictors without their own.
         limits: concurrency and tolerated failures.
-        on_record: called in the event loop as each example ends, in the order of ending.
-        known: records of an earlier evaluation, by index, that are not to be made again.
+        on_record: called in the event loop as each example ends.
+        known: records of an earlier evaluation, by index; these examples are not run again.
         judging: entered while the metric runs.
-        place: where the program runs; None for this process.
+        place: where the program runs; None means this process.
 
     Raises:
         DataError: no examples.
-        MetricError: the metric raised, or returned no score in 0–1.
-        EvaluationError: more than `max_error_rate` of the examples failed; names the first errors.
-        LMUnavailableError: the same, where it was the LM that failed.
+        MetricError: the metric raised, or did not return a score in 0–1.
+        EvaluationError: more than `max_error_rate` of the examples failed; includes the first errors.
+        LMUnavailableError: as above, if most of the failures were the LM's.
     """
     if not examples:
-        raise DataError("nothing to evaluate: no examples")
-    limits = limits or Limits()
+        raise DataError("no examples to evaluate")
+    limits = limits or EvaluationLimits()
     with dspy.context(lm=lm):
         runner = await (place or Local()).prepare(program)
     run = _Run(
-        program, runner, metric, lm, limits, len(examples), on_record or (lambda record: None), judging
+        program=program,
+        runner=runner,
+        metric=metric,
+        lm=lm,
+        limits=limits,
+        total=len(examples),
+        on_record=on_record or (lambda record: None),
+        judging=judging,
     )
     known = known or {}
     run.records += known.values()
@@ -105,31 +113,26 @@ async def evaluate(
     )
 
 
+@dataclass
 class _Run:
-    def __init__(
-        self,
-        program: Any,
-        runner: Runner,
-        metric: ScoredMetric,
-        lm: Any,
-        limits: Limits,
-        total: int,
-        on_record: RecordSink,
-        judging: Callable[[], AbstractContextManager[None]],
-    ) -> None:
-        self.runner = runner
-        self.metric = metric
-        self.lm = lm
-        self.secrets = lm_secrets(lm, *(predictor.lm for predictor in program.predictors()))
-        self.on_record = on_record
-        self.judging = judging
-        self.records: list[ExampleRecord] = []
-        self.errors: list[tuple[int, Exception]] = []
-        self.total = total
-        self.only_lm_failures = limits.only_lm_failures
-        share = math.floor(limits.max_error_rate * total + 1e-9)
-        self.tolerated = share if limits.tolerated is None else limits.tolerated
-        self.gate: AbstractAsyncContextManager[Any] = limits.gate or nullcontext()
+    """A running evaluation."""
+
+    program: dspy.Module
+    runner: Runner
+    metric: ScoredMetric
+    lm: dspy.BaseLM
+    limits: EvaluationLimits
+    total: int
+    on_record: RecordSink
+    judging: Callable[[], AbstractContextManager[None]]
+    records: list[ExampleRecord] = field(default_factory=list)
+    errors: list[tuple[int, Exception]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.secrets = lm_secrets(self.lm, *(predictor.lm for predictor in self.program.predictors()))
+        share = math.floor(self.limits.max_error_rate * self.total + 1e-9)
+        self.tolerated = share if self.limits.tolerated is None else self.limits.tolerated
+        self.gate: AbstractAsyncContextManager[Any] = self.limits.gate or nullcontext()
 
     async def work(self, pending: Iterator[tuple[int, Example]]) -> None:
         for index, example in pending:
@@ -139,7 +142,7 @@ class _Run:
             self.on_record(record)
 
     async def one(self, index: int, example: Example) -> ExampleRecord:
-        # The metric may ask a judge: its calls are the run's spend, not the program's.
+        # The metric may call a judge LM, whose cost counts towards the run, not the program.
         with dspy.context(lm=self.lm):
             with collect_spend() as sink:
                 ran = await self.predict(example)
@@ -156,16 +159,16 @@ class _Run:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            # The program's own: a task group would drop the example without a word.
+            # Raised by the program itself. Re-raised, the task group would silently drop the example.
             return RuntimeError(f"the program raised CancelledError: {error}")
         except (ConfigurationError, ExecutorError):
-            raise  # no example's fault
+            raise  # not this example's fault
         except Exception as error:  # noqa: BLE001 - a failed example is data
             return error
 
     def failed(self, index: int, example: Example, error: Exception, spend: Spend) -> ExampleRecord:
         kind: Literal["lm", "program"] = "lm" if is_lm_failure(error) else "program"
-        if kind == "lm" or not self.only_lm_failures:
+        if kind == "lm" or not self.limits.only_lm_failures:
             self.errors.append((index, error))
         if len(self.errors) > self.tolerated:
             self.give_up()
@@ -175,7 +178,7 @@ class _Run:
         shown = "; ".join(f"example {index + 1}: {self.describe(error)}" for index, error in self.errors[:3])
         failed_by_lm = sum(is_lm_failure(error) for _, error in self.errors)
         message = (
-            f"{len(self.errors)} of {self.total} examples failed, {self.tolerated} are tolerated "
+            f"{len(self.errors)} of {self.total} examples failed, more than the {self.tolerated} allowed "
             f"(max_error_rate). First errors: {shown}"
         )
         if failed_by_lm * 2 > len(self.errors):
@@ -220,7 +223,7 @@ def _as_dict(prediction: Any) -> dict[str, Any]:
 
 
 def _jsonable(value: Any) -> Any:
-    """The value as JSON can hold it; what JSON doesn't know, as text."""
+    """Convert a value to JSON types; anything else becomes text."""
     if value is None or isinstance(value, (str, int, float, bool)):
         return value
     if isinstance(value, dict):

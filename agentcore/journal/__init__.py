@@ -1,77 +1,21 @@
-"""The journal: what happened to each run, durable before it is acted on; a crash resumes from it, and what is
-logged waits in it until MLflow has it."""
+"""The journal: a durable log of every run's events, written before anything acts on them. A crashed run
+resumes from it, and logged data waits in it until MLflow has received it."""
 
-from agentcore.journal._events import (
-    BaselineMeasured,
-    CandidateProposed,
-    Event,
-    EventSink,
-    ExampleMeasured,
-    JobRecorded,
-    OptimizationEvent,
-    RunFinished,
-    RunResumed,
-    RunStarted,
-    SpendCounted,
-    StageStarted,
-    StepFinished,
-    TrialFinished,
-    WarningRaised,
-    WinnerMeasured,
-)
-from agentcore.journal._home import close_journals, open_journal
-from agentcore.journal._journal import Entry, Journal, Stream, wait
-from agentcore.journal._outbox import (
-    ArtifactLogged,
-    DatasetUsed,
-    InputsLogged,
-    MetricsLogged,
-    ModelLogged,
-    ParamsLogged,
-    PlotsLogged,
-    RunCreated,
-    RunEnded,
-    RunReopened,
-    TagsSet,
-    TrackingEvent,
-    TrialPoint,
-)
+from agentcore.journal._event import Event, EventSink, UnknownEvent
+from agentcore.journal._journal import ADOPTED, Entry, Journal, Page, Stream, wait
+from agentcore.journal._open import close_journals, open_journal
 from agentcore.journal._writer import Lease
 
 __all__ = [
-    "ArtifactLogged",
-    "BaselineMeasured",
-    "CandidateProposed",
-    "DatasetUsed",
+    "ADOPTED",
     "Entry",
     "Event",
     "EventSink",
-    "ExampleMeasured",
-    "InputsLogged",
-    "JobRecorded",
     "Journal",
     "Lease",
-    "MetricsLogged",
-    "ModelLogged",
-    "OptimizationEvent",
-    "ParamsLogged",
-    "PlotsLogged",
-    "RunCreated",
-    "RunEnded",
-    "RunFinished",
-    "RunReopened",
-    "RunResumed",
-    "RunStarted",
-    "SpendCounted",
-    "StageStarted",
-    "StepFinished",
+    "Page",
     "Stream",
-    "TagsSet",
-    "TrackingEvent",
-    "TrialFinished",
-    "TrialPoint",
-    "WarningRaised",
-    "WinnerMeasured",
+    "UnknownEvent",
     "close_journals",
     "open_journal",
     "wait",

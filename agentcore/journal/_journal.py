@@ -1,7 +1,7 @@
-"""`Journal`: append-only streams of events, one a run, durable before anything acts on them."""
+"""`Journal`: append-only streams of events, one per run, durable before anything acts on them."""
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +11,21 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Row, make_url
 
 from agentcore._forks import not_forked
-from agentcore.errors import ConfigurationError, JournalError
-from agentcore.journal._codec import decode, encode, kind_of, kinds
-from agentcore.journal._events import Event, RunFinished
-from agentcore.journal._leases import Keeper, acquire, liveness, release, standing
-from agentcore.journal._outbox import RunEnded, RunReopened
+from agentcore._naming import LOCAL_PREFIX, now_ms
+from agentcore._redaction import Redactor
+from agentcore.errors import ConfigurationError, JournalError, UnknownEventError
+from agentcore.journal._event import (
+    Event,
+    decode,
+    decode_leniently,
+    encode,
+    kind_of,
+    kinds_of,
+)
+from agentcore.journal._leases import Keeper, acquire, liveness, prune_names, release, standing
 from agentcore.journal._payloads import FilePayloads, Payloads, TablePayloads
 from agentcore.journal._schema import (
+    commits,
     cursors,
     events,
     explain,
@@ -29,13 +37,16 @@ from agentcore.journal._schema import (
     shown,
     streams,
 )
-from agentcore.journal._writer import Append, Lease, Writer, append, now_ms
+from agentcore.journal._writer import Append, EventRow, Lease, Writer, append
 
 T = TypeVar("T")
 
-StreamKind = Literal["optimization", "run", "adopted"]
+ADOPTED = "adopted"
+"""The kind of a stream for a run that another client started."""
 MAX_ID = 64
 _READER = "mlflow"
+_COMMIT_KEPT_MS = 86_400_000
+"""How long to keep the row of a writer that is gone. Lost replies are looked up within a minute."""
 
 
 @dataclass(frozen=True)
@@ -43,22 +54,26 @@ class Stream:
     """One run in the journal."""
 
     id: str
-    kind: StreamKind
+    kind: str
+    """Set by the code that created it: `optimization`, `run`, …; `adopted` for another client's run."""
     name: str
     destination: str
-    """The tracking URI that its entries are for, without a password."""
+    """The tracking URI that its entries are delivered to, without a password."""
     tracking_id: str | None
-    """The run's id at its destination, once it is made there."""
+    """The run's id at its destination, once it has been created there."""
     created_ms: int
     changed_ms: int
     last_seq: int
     delivered: int
-    """Sequence number up to which the destination has everything."""
+    """Sequence number up to which everything has been delivered."""
     finished: bool
     attempted: bool
-    """Whether it was tried to make the run: it may exist although `tracking_id` is unknown."""
+    """Whether creating the run was attempted: it may exist even if `tracking_id` is None."""
+    leased: bool
+    """Whether a process has ever held the lease to work on the run."""
     working: Literal["yes", "no", "unknown"]
-    """Whether a process is working on the run: `unknown` until the lease of one elsewhere runs out."""
+    """Whether a process is working on the run. `unknown` while a process elsewhere holds the lease, since it
+    may have died."""
 
     @property
     def waiting(self) -> int:
@@ -67,8 +82,8 @@ class Stream:
 
     @property
     def interrupted(self) -> bool:
-        """An optimization whose process died."""
-        return self.kind == "optimization" and not self.finished and self.working == "no"
+        """A process worked on the run, died, and left it unfinished."""
+        return self.leased and not self.finished and self.working == "no"
 
 
 @dataclass(frozen=True)
@@ -77,17 +92,32 @@ class Entry:
     event: Event
 
 
-class Journal:
-    """Events of runs, in a SQLite file or in Postgres. Every method may be called from any thread.
+@dataclass(frozen=True)
+class Page:
+    """Entries to deliver, and the position in the stream up to which they are complete."""
 
-    An append is durable when its future is done; the future of a lost or full disk raises `JournalError`,
-    and nothing of that append is kept.
+    entries: list[Entry]
+    through: int
+    """Sequence number up to which there is nothing else to deliver."""
+    unknown: UnknownEventError | None = None
+    """Set if the page ends early: this version doesn't know the next event, which may need delivering."""
+
+
+class Journal:
+    """Events of runs, in a SQLite file or in Postgres.
+
+    Thread safety: every method may be called from any thread. An append is durable once its future is done.
+    If the disk is full or lost, the future raises `JournalError` and none of that append is kept.
+
+    Attributes:
+        location: the file, or the database's URL without its password.
+        payloads: the store for content too large to keep in events.
     """
 
     def __init__(self, url: str, payloads_directory: Path | None = None) -> None:
         self._engine = make_engine(make_url(url))
         migrate(self._engine)
-        self.home = shown(self._engine.url)
+        self.location = shown(self._engine.url)
         self.payloads: Payloads = (
             FilePayloads(payloads_directory) if payloads_directory else TablePayloads(self._engine)
         )
@@ -97,39 +127,49 @@ class Journal:
     # Writing
 
     def append(
-        self, stream: str, new: Sequence[Event], *, lease: Lease | None = None, secrets: Iterable[str] = ()
+        self,
+        stream: str,
+        new: Sequence[Event],
+        *,
+        lease: Lease | None = None,
+        redactor: Redactor | None = None,
     ) -> "Future[int]":
         """Append events; the future's result is the last one's sequence number.
 
         Args:
-            lease: refuse with `LeaseLostError` unless it is still held.
-            secrets: values to cut out of what is written.
+            lease: fail with `LeaseLostError` unless this lease is still held.
+            redactor: redacts secrets before the events are written.
         """
-        return self._writer.submit(_append(stream, new, lease, secrets))
+        return self._writer.submit(_append(stream, new, lease, redactor))
 
     async def write(
-        self, stream: str, new: Sequence[Event], *, lease: Lease | None = None, secrets: Iterable[str] = ()
+        self,
+        stream: str,
+        new: Sequence[Event],
+        *,
+        lease: Lease | None = None,
+        redactor: Redactor | None = None,
     ) -> int:
         """`append`, awaited."""
-        return await wait(self.append(stream, new, lease=lease, secrets=secrets))
+        return await wait(self.append(stream, new, lease=lease, redactor=redactor))
 
     def create(
         self,
         stream: str,
-        kind: StreamKind,
+        kind: str,
         name: str,
         destination: str,
         *,
         tracking_id: str | None = None,
         work: bool = False,
         first: Sequence[Event] = (),
-        secrets: Iterable[str] = (),
+        redactor: Redactor | None = None,
     ) -> "Future[Lease | None]":
-        """Make a stream, if there is none of that id; with `work` its lease, and its `first` events, in the
-        same commit."""
+        """Create a stream with its `first` events unless it exists already; with `work`, also acquire its
+        work lease. All in one commit."""
         if not 0 < len(stream) <= MAX_ID or len(tracking_id or "") > MAX_ID:
-            raise ConfigurationError(f"{tracking_id or stream!r} is no run's id")
-        events_of_it = _append(stream, first, None, secrets)
+            raise ConfigurationError(f"{tracking_id or stream!r} is not a run id")
+        events_of_it = _append(stream, first, None, redactor)
         row = {
             "id": stream,
             "kind": kind,
@@ -154,11 +194,11 @@ class Journal:
         return self._writer.submit(make)
 
     def acquire(self, stream: str, role: Literal["work", "deliver"]) -> "Future[Lease | None]":
-        """The lease, renewed until it is released; None where another holder lives."""
+        """Acquire a lease, renewed until it is released; None if another process holds it."""
         return self._writer.submit(lambda connection: self._keep(acquire(connection, stream, role)))
 
     def abandon(self, lease: Lease) -> None:
-        """Release a lease, and try again where the journal can't be written just now."""
+        """Release a lease, retrying later if the journal can't be written right now."""
         self._keeper.give_up(lease)
 
     def release(self, lease: Lease) -> "Future[None]":
@@ -166,15 +206,15 @@ class Journal:
         return self._writer.submit(lambda connection: release(connection, lease))
 
     def attempt(self, lease: Lease) -> "Future[None]":
-        """Note that the run is about to be made at its destination."""
+        """Record that the run is about to be created at its destination."""
         return self._update(lease, attempted=True)
 
     def map(self, lease: Lease, tracking_id: str) -> "Future[None]":
-        """Note the run's id at its destination."""
+        """Record the run's id at its destination."""
         return self._update(lease, tracking_id=tracking_id)
 
     def advance(self, lease: Lease, seq: int, rejected: Sequence[tuple[int, str]] = ()) -> "Future[None]":
-        """Note that everything up to `seq` is delivered, but for what the destination refused for good."""
+        """Record that everything up to `seq` is delivered, except what the destination rejected for good."""
 
         def move(connection: Connection) -> None:
             standing(connection, lease)
@@ -194,7 +234,7 @@ class Journal:
         return self._writer.submit(change)
 
     def _keep(self, lease: Lease | None) -> Lease | None:
-        """Renew a lease from before anyone can release it."""
+        """Start renewing a lease before anyone can release it."""
         if lease is not None:
             self._keeper.keep(lease)
         return lease
@@ -202,29 +242,65 @@ class Journal:
     # Reading
 
     def read(
-        self, stream: str, after: int = 0, limit: int | None = None, *, of: type[Event] = Event
+        self,
+        stream: str,
+        after: int = 0,
+        limit: int | None = None,
+        *,
+        of: type[Event] = Event,
+        lenient: bool = False,
     ) -> list[Entry]:
-        """Events of a type with a sequence number above `after`, in order."""
+        """Events of a type with a sequence number above `after`, in order.
+
+        Args:
+            lenient: return events of unknown kinds as `UnknownEvent` instead of raising.
+
+        Raises:
+            UnknownEventError: a newer version wrote one of them.
+        """
         wanted = (
-            sa.select(events.c.seq, events.c.body)
+            sa.select(events.c.seq, events.c.kind, events.c.body)
             .where(events.c.stream == stream, events.c.seq > after)
             .order_by(events.c.seq)
             .limit(limit)
         )
         if of is not Event:
-            wanted = wanted.where(events.c.kind.in_(kinds(of)))
-        return [Entry(row.seq, decode(row.body)) for row in self._rows(wanted)]
+            wanted = wanted.where(events.c.kind.in_(kinds_of(of)))
+        reading = decode_leniently if lenient else decode
+        return [Entry(row.seq, reading(row.kind, row.body)) for row in self._rows(wanted)]
+
+    def deliverable(self, stream: Stream, after: int, limit: int) -> Page:
+        """The entries to deliver with a sequence number above `after`, up to the first event that this
+        version doesn't know: skipping that event would lose it."""
+        wanted = (
+            sa.select(events.c.seq, events.c.kind, events.c.body)
+            .where(events.c.stream == stream.id, events.c.seq > after)
+            .where(events.c.deliverable.is_not(False))
+            .order_by(events.c.seq)
+            .limit(limit)
+        )
+        rows = self._rows(wanted)
+        entries: list[Entry] = []
+        for row in rows:
+            try:
+                event = decode(row.kind, row.body)
+            except UnknownEventError as unknown:
+                return Page(entries, row.seq - 1, unknown)
+            if event.deliverable:
+                entries.append(Entry(row.seq, event))
+        # Fewer rows than `limit` means there are no more; `stream` was read before them.
+        return Page(entries, rows[-1].seq if len(rows) == limit else max(stream.last_seq, after))
 
     def last(self, stream: str, *of: type[Event]) -> Event | None:
         """The last event of these types."""
-        wanted = [kind for item in of for kind in kinds(item)]
+        wanted = [kind for item in of for kind in kinds_of(item)]
         query = (
-            sa.select(events.c.body)
+            sa.select(events.c.kind, events.c.body)
             .where(events.c.stream == stream, events.c.kind.in_(wanted))
             .order_by(events.c.seq.desc())
             .limit(1)
         )
-        return next((decode(row.body) for row in self._rows(query)), None)
+        return next((decode(row.kind, row.body) for row in self._rows(query)), None)
 
     def stream(self, stream: str) -> Stream | None:
         return next(iter(self._streams(streams.c.id == stream)), None)
@@ -234,7 +310,7 @@ class Journal:
         return self._streams(streams.c.destination == destination if destination is not None else sa.true())
 
     def waiting(self, destination: str, stream: str | None = None) -> list[Stream]:
-        """Runs with entries that are not delivered, oldest first."""
+        """Runs with undelivered entries, oldest first."""
         found = self._streams(
             streams.c.destination == destination,
             streams.c.last_seq > sa.func.coalesce(cursors.c.seq, 0),
@@ -242,15 +318,34 @@ class Journal:
         )
         return found[::-1]
 
-    def find(self, text: str) -> list[Stream]:
-        """Runs whose own or tracking id starts with `text`."""
-        # Ids are hexadecimal, so there is nothing to escape; anything else finds nothing.
-        if not text.isalnum():
+    def find(self, prefix: str) -> list[Stream]:
+        """Runs whose journal id or tracking id starts with `prefix`."""
+        # Ids are hexadecimal, so nothing needs escaping; any other prefix matches no run.
+        if not prefix.isalnum():
             return []
-        return self._streams(streams.c.id.startswith(text) | streams.c.tracking_id.startswith(text))
+        return self._streams(streams.c.id.startswith(prefix) | streams.c.tracking_id.startswith(prefix))
+
+    def resolve(self, run_id: str, *, destination: str | None = None, exact: bool = False) -> Stream | None:
+        """Find a run by its journal, MLflow or `local-…` id, or a unique prefix of one.
+
+        Args:
+            destination: look only among runs for this destination.
+            exact: match whole ids only, no prefixes.
+
+        Raises:
+            ConfigurationError: the prefix matches several runs.
+        """
+        wanted = run_id.removeprefix(LOCAL_PREFIX)
+        found = [item for item in self.find(wanted) if destination in (None, item.destination)]
+        same = [item for item in found if wanted in (item.tracking_id, item.id)]
+        if same or exact:
+            return next(iter(same), None)
+        if len(found) > 1:
+            raise ConfigurationError(f"{len(found)} run ids start with {run_id!r}: use a longer prefix")
+        return next(iter(found), None)
 
     def rejected(self, stream: str) -> list[tuple[int, str]]:
-        """Sequence number and reason of what the destination refused for good."""
+        """Sequence number and reason of each entry that the destination permanently rejected."""
         wanted = sa.select(rejections.c.seq, rejections.c.reason).where(rejections.c.stream == stream)
         return [(row.seq, row.reason) for row in self._rows(wanted.order_by(rejections.c.seq))]
 
@@ -269,25 +364,27 @@ class Journal:
             with not_forked(), self._engine.connect() as connection:
                 return connection.execute(wanted).all()
         except sa.exc.SQLAlchemyError as error:
-            raise JournalError(f"the journal at {self.home} can't be read: {explain(error)}") from None
+            raise JournalError(f"the journal at {self.location} can't be read: {explain(error)}") from None
 
-    # Keeping it small
+    # Maintenance
 
     def check_writable(self) -> None:
-        """Commit a change that changes nothing; `JournalError` where that can't be done."""
+        """Commit a transaction that changes nothing; raises `JournalError` if that fails."""
         self._writer.submit(
             lambda connection: connection.execute(streams.delete().where(streams.c.id == "")).rowcount
         ).result()
 
     def prune(self, before_ms: int) -> list[str]:
-        """Remove runs that are delivered, ended, and unchanged since `before_ms`; returns their ids."""
-        ended = streams.c.finished | (streams.c.kind == "adopted")
+        """Remove finished, fully delivered runs that haven't changed since `before_ms`, and rows left behind
+        by dead processes and unused `once=` names. Returns the ids of the removed runs."""
+        ended = streams.c.finished | (streams.c.kind == ADOPTED)
         old = [
             item
             for item in self._streams(ended, streams.c.changed_ms < before_ms)
             if not item.waiting and item.working == "no"
         ]
         removed = [item.id for item in old if self._writer.submit(_removal(item)).result()]
+        self._writer.submit(_prune_leftovers).result()
         refs = sa.select(payload_refs.c.sha256).distinct()
         self.payloads.remove_old(lambda: {row.sha256 for row in self._rows(refs)})
         return removed
@@ -302,21 +399,20 @@ class Journal:
         self._engine.dispose()
 
 
-def _append(stream: str, new: Sequence[Event], lease: Lease | None, secrets: Iterable[str]) -> Append:
-    hidden = list(secrets)
-    finished: bool | None = None
-    for event in new:
-        if isinstance(event, RunReopened):
-            finished = False
-        elif isinstance(event, RunFinished) or (isinstance(event, RunEnded) and not event.interim):
-            finished = True
+def _append(stream: str, new: Sequence[Event], lease: Lease | None, redactor: Redactor | None) -> Append:
+    ends = [end for event in new if (end := event.finishes()) is not None]
     return Append(
         stream,
-        [(kind_of(event), encode(event, hidden)) for event in new],
+        [EventRow(kind_of(event), encode(event, redactor), event.deliverable) for event in new],
         [name for event in new for name in event.payloads()],
-        finished,
+        ends[-1] if ends else None,
         lease,
     )
+
+
+def _prune_leftovers(connection: Connection) -> None:
+    prune_names(connection)
+    connection.execute(commits.delete().where(commits.c.touched_ms < now_ms() - _COMMIT_KEPT_MS))
 
 
 def _stream(row: Row[Any]) -> Stream:
@@ -332,13 +428,14 @@ def _stream(row: Row[Any]) -> Stream:
         delivered=row.seq or 0,
         finished=row.finished,
         attempted=row.attempted,
+        leased=row.owner is not None,
         working=liveness(row.owner, row.until_ms),
     )
 
 
 def _removal(item: Stream) -> Any:
     def remove(connection: Connection) -> bool:
-        # It may have changed since it was read.
+        # The run may have changed since it was read.
         same = sa.select(streams.c.id).where(
             streams.c.id == item.id,
             streams.c.changed_ms == item.changed_ms,
@@ -359,7 +456,7 @@ def _remove(connection: Connection, stream: str) -> None:
 
 
 async def wait(future: "Future[T]") -> T:
-    """Await a write; a cancelled caller leaves it under way."""
+    """Await a write; if the caller is cancelled, the write continues."""
     inner = asyncio.wrap_future(future)
     inner.add_done_callback(lambda done: done.cancelled() or done.exception())
     return await asyncio.shield(inner)

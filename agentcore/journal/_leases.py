@@ -1,4 +1,4 @@
-"""Leases: one holder for each stream and role, by a row that runs out unless it is renewed."""
+"""Leases: at most one holder per stream and role. A lease is a row that expires unless it is renewed."""
 
 import contextlib
 import threading
@@ -9,17 +9,20 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from agentcore._naming import now_ms
 from agentcore.errors import LeaseLostError
 from agentcore.journal._owner import is_dead, is_here, this_process
-from agentcore.journal._schema import leases
-from agentcore.journal._writer import Lease, Writer, now_ms
+from agentcore.journal._schema import leases, streams
+from agentcore.journal._writer import Lease, Writer
 
 LEASE_SECONDS = 30.0
 _RENEW_SECONDS = 5.0
+_FORGOTTEN_MS = 86_400_000
+"""How long after it expired to remove an unreleased lease of a `once=` name."""
 
 
 def _now(connection: Connection) -> int:
-    """The shared database's clock, since those of several machines differ."""
+    """The current time by the shared database's clock, since the clocks of different machines differ."""
     if connection.dialect.name != "postgresql":
         return now_ms()
     return int(
@@ -34,7 +37,7 @@ def _row(lease: Lease) -> Any:
 
 
 def acquire(connection: Connection, stream: str, role: str) -> Lease | None:
-    """The lease, or None where a holder lives or may live."""
+    """Acquire the lease; None if its holder is alive, or may be."""
     now = _now(connection)
     where = (leases.c.stream == stream) & (leases.c.role == role)
     held = connection.execute(sa.select(leases).where(where).with_for_update()).first()
@@ -51,8 +54,8 @@ def acquire(connection: Connection, stream: str, role: str) -> Lease | None:
 def is_over(owner: str, until_ms: int, now: int) -> bool:
     """Whether a lease that was not released may be taken over.
 
-    One of this machine ends with its process, which may be suspended for longer than its lease runs; one
-    elsewhere when its time is up.
+    A lease held on this machine lasts as long as its process, which may be suspended for longer than the
+    lease runs. A lease held on another machine is over once it expires.
     """
     return is_dead(owner) if is_here(owner) else until_ms <= now
 
@@ -61,8 +64,24 @@ def release(connection: Connection, lease: Lease) -> None:
     connection.execute(leases.update().where(_row(lease)).values(until_ms=0))
 
 
+def prune_names(connection: Connection) -> None:
+    """Remove leases that nobody holds and whose name isn't a stream (see `once=`)."""
+    known = sa.select(streams.c.id)
+    released = leases.c.until_ms == 0
+    forgotten = leases.c.until_ms < _now(connection) - _FORGOTTEN_MS
+    of_names = leases.c.stream.not_in(known)
+    connection.execute(leases.delete().where(of_names, released))
+    old = connection.execute(sa.select(leases).where(of_names, forgotten, ~released)).all()
+    for row in old:
+        if is_over(row.owner, row.until_ms, now_ms()):
+            same = (
+                (leases.c.stream == row.stream) & (leases.c.role == row.role) & (leases.c.epoch == row.epoch)
+            )
+            connection.execute(leases.delete().where(same))
+
+
 def standing(connection: Connection, lease: Lease) -> None:
-    """Raise `LeaseLostError` where someone else has acquired it since."""
+    """Raise `LeaseLostError` if another process has acquired the lease since."""
     if connection.execute(sa.select(leases.c.epoch).where(_row(lease)).with_for_update()).first() is None:
         raise LeaseLostError(f"run {lease.stream} was taken over by another process")
 
@@ -70,12 +89,12 @@ def standing(connection: Connection, lease: Lease) -> None:
 def liveness(owner: str | None, until_ms: int | None) -> Literal["yes", "no", "unknown"]:
     if owner is None or not until_ms or is_over(owner, until_ms, now_ms()):
         return "no"
-    # One elsewhere may have died since its last renewal.
+    # A holder on another machine may have died since its last renewal.
     return "yes" if is_here(owner) else "unknown"
 
 
 class Keeper:
-    """Renews the leases of this process from a thread, whatever its event loops do."""
+    """Renews the leases of this process from a thread, so that a blocked event loop doesn't lose them."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -97,7 +116,7 @@ class Keeper:
             self._held.discard(lease)
 
     def give_up(self, lease: Lease) -> None:
-        """Release a lease, again and again until that could be written."""
+        """Release a lease, retrying until the release has been written."""
         with self._lock:
             self._held.discard(lease)
 
@@ -124,7 +143,7 @@ class Keeper:
             for lease in given_up:
                 self.give_up(lease)
             if held:
-                with contextlib.suppress(Exception):  # tried again; a lease that is lost is told at an append
+                with contextlib.suppress(Exception):  # retried; a lost lease fails the next append
                     self._writer.submit(partial(_renew, held=held)).result()
 
 
@@ -132,6 +151,6 @@ def _renew(connection: Connection, held: list[Lease]) -> None:
     until = _now(connection) + round(LEASE_SECONDS * 1000)
     own = leases.c.owner == this_process()
     for lease in held:
-        # One that was released meanwhile stays so.
+        # A lease released in the meantime stays released.
         standing_one = (_row(lease), own, leases.c.until_ms > 0)
         connection.execute(leases.update().where(*standing_one).values(until_ms=until))

@@ -1,4 +1,4 @@
-"""Who holds a lease, and whether a holder on this machine is certainly dead."""
+"""Identifies lease holders, and detects holders on this machine that have died."""
 
 import os
 import socket
@@ -15,14 +15,14 @@ def this_process() -> str:
 
 
 def is_here(owner: str) -> bool:
-    """Whether the holder is a process that this one could see; never where there is no /proc to look into."""
+    """Whether the holder is in the same PID namespace on this machine. Always False without /proc."""
     here = _namespace()
     return bool(here) and owner.split("|")[:2] == [socket.gethostname(), here]
 
 
 def is_dead(owner: str) -> bool:
-    """True only where the holder was a process of this machine that is gone; a lease of any other holder
-    has to run out."""
+    """Whether the holder was a process on this machine that no longer exists. False for any other holder,
+    whose lease has to expire."""
     try:
         _, _, pid, started, _ = owner.split("|")
         number = int(pid)
@@ -37,7 +37,7 @@ def is_dead(owner: str) -> bool:
     except PermissionError:
         pass
     now = _started(number)
-    # Another user's process may not be looked into.
+    # The start time of another user's process may be unreadable.
     return bool(now) and (now != started or _is_zombie(number))
 
 
@@ -51,7 +51,7 @@ def _namespace() -> str:
 
 def _stat(pid: int) -> list[str]:
     try:
-        # The command in parentheses may hold anything; what is wanted stands behind it.
+        # The command name in parentheses may contain anything, so skip past the last parenthesis.
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
         return []

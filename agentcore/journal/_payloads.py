@@ -1,4 +1,4 @@
-"""Large contents beside the events, by their sha256."""
+"""Stores for content too large to keep in events, addressed by sha256."""
 
 import contextlib
 import hashlib
@@ -14,35 +14,36 @@ from sqlalchemy.dialects.postgresql import insert as postgres_insert
 from sqlalchemy.engine import Engine
 
 from agentcore._forks import not_forked
-from agentcore.errors import JournalError, PayloadGoneError, first_line
+from agentcore._redaction import first_line
+from agentcore.errors import JournalError, PayloadGoneError
 from agentcore.journal._schema import explain, payload_refs, payloads
 
 _UNREFERENCED_SECONDS = 3600
-"""How old a payload without a reference must be to go: its event may still be on the way."""
+"""Minimum age for removing an unreferenced payload: the event of a newer one may not be written yet."""
 
 
 class Payloads(Protocol):
-    """Both homes' store of payloads; every method may be called from any thread."""
+    """A store of payloads. Thread safety: every method may be called from any thread."""
 
     def put(self, content: bytes) -> str:
         """Store durably and return the sha256; raises `JournalError`."""
         ...
 
     def get(self, sha256: str) -> bytes:
-        """The content, checked; raises `JournalError` where it is missing or changed."""
+        """Return the content, with its digest checked; raises `PayloadGoneError` if missing or changed."""
         ...
 
     def remove_old(self, referenced: Callable[[], set[str]]) -> None:
-        """Remove what no event refers to, and what is old enough not to be on its way to one.
+        """Remove old payloads that no event refers to.
 
         Args:
-            referenced: asked after the old ones were listed.
+            referenced: returns the digests still in use; called after the old payloads are listed.
         """
         ...
 
 
 class FilePayloads:
-    """Files in a directory, written whole or not at all."""
+    """Stores payloads as files in a directory. Writes are atomic."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -52,7 +53,7 @@ class FilePayloads:
         path = self._path(name)
         try:
             with contextlib.suppress(FileNotFoundError):
-                os.utime(path)  # young again: a pruning that runs just now leaves it
+                os.utime(path)  # reset its age, so that a concurrent prune keeps it
                 return name
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             _write(path, content)
@@ -66,7 +67,7 @@ class FilePayloads:
         try:
             content = self._path(sha256).read_bytes()
         except FileNotFoundError:
-            raise PayloadGoneError(f"payload {sha256[:12]} is not in {self.directory} any more") from None
+            raise PayloadGoneError(f"payload {sha256[:12]} is no longer in {self.directory}") from None
         except OSError as error:
             raise JournalError(f"payload {sha256[:12]} can't be read: {first_line(error)}") from None
         return _checked(sha256, content)
@@ -82,7 +83,7 @@ class FilePayloads:
             raise JournalError(f"{self.directory} can't be pruned: {first_line(error)}") from None
 
     def _remove(self, path: Path) -> None:
-        """Put aside, look again and remove: a `put` just now may have made it young."""
+        """Rename, recheck the age, then delete: a concurrent `put` may have reset it."""
         aside = path.with_name(f".old-{path.name}")
         path.rename(aside)
         if _age(aside) > _UNREFERENCED_SECONDS:
@@ -95,7 +96,7 @@ class FilePayloads:
 
 
 def _age(path: Path) -> float:
-    """Seconds since it was put; 0 for one that is gone."""
+    """Seconds since the file was written; 0 if it is gone."""
     try:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:
@@ -122,12 +123,12 @@ def _write(path: Path, content: bytes) -> None:
 
 def _checked(sha256: str, content: bytes) -> bytes:
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise PayloadGoneError(f"payload {sha256[:12]} was changed on disk: it can't be used")
+        raise PayloadGoneError(f"payload {sha256[:12]} was changed on disk and can't be used")
     return content
 
 
 class TablePayloads:
-    """Rows of the shared database, since several machines have no directory in common."""
+    """Stores payloads as rows in the shared database, for machines that don't share a file system."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -152,12 +153,12 @@ class TablePayloads:
         except sa.exc.SQLAlchemyError as error:
             raise JournalError(f"payload {sha256[:12]} can't be read: {explain(error)}") from None
         if content is None:
-            raise PayloadGoneError(f"payload {sha256[:12]} is not in the journal any more")
+            raise PayloadGoneError(f"payload {sha256[:12]} is no longer in the journal")
         return _checked(sha256, bytes(content))
 
     def remove_old(self, referenced: Callable[[], set[str]]) -> None:
         before = round((time.time() - _UNREFERENCED_SECONDS) * 1000)
-        # One statement: what is put or referred to meanwhile stays.
+        # One statement, so that a payload stored or referenced in the meantime is kept.
         used = sa.select(payload_refs.c.sha256)
         old = payloads.delete().where(payloads.c.touched_ms < before, payloads.c.sha256.not_in(used))
         try:

@@ -1,4 +1,7 @@
-"""The journal's tables, their migrations, and the engines for both of its homes."""
+"""The journal's tables as of this version, and the engines for SQLite and Postgres.
+
+`_migrations` creates the tables; a test checks that the two match.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 
 from agentcore._forks import not_forked
-from agentcore.errors import JournalError, first_line
+from agentcore._naming import now_ms
+from agentcore._redaction import first_line
+from agentcore.errors import JournalError
+from agentcore.journal._migrations import bring_up_to_date
 
 metadata = sa.MetaData()
 
@@ -15,7 +21,7 @@ streams = sa.Table(
     "agentcore_streams",
     metadata,
     sa.Column("id", sa.String(64), primary_key=True),
-    sa.Column("kind", sa.String(16), nullable=False),  # optimization | run
+    sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("name", sa.Text, nullable=False),
     sa.Column("destination", sa.Text, nullable=False),
     sa.Column("tracking_id", sa.String(64), index=True),
@@ -23,7 +29,7 @@ streams = sa.Table(
     sa.Column("changed_ms", sa.BigInteger, nullable=False),
     sa.Column("last_seq", sa.BigInteger, nullable=False),
     sa.Column("finished", sa.Boolean, nullable=False),
-    sa.Column("attempted", sa.Boolean, nullable=False),  # the run may be made, its id unknown
+    sa.Column("attempted", sa.Boolean, nullable=False),  # the run may exist even if its id is unknown
 )
 events = sa.Table(
     "agentcore_events",
@@ -32,6 +38,7 @@ events = sa.Table(
     sa.Column("seq", sa.BigInteger, primary_key=True, autoincrement=False),
     sa.Column("kind", sa.String(32), nullable=False),
     sa.Column("body", sa.Text, nullable=False),
+    sa.Column("deliverable", sa.Boolean),  # NULL in rows of schema 1: depends on the kind
 )
 cursors = sa.Table(
     "agentcore_cursors",
@@ -69,23 +76,13 @@ payloads = sa.Table(
     sa.Column("content", sa.LargeBinary, nullable=False),
     sa.Column("touched_ms", sa.BigInteger, nullable=False),
 )
-commits = sa.Table(  # one row a writer: tells whether a commit whose reply was lost was made
+commits = sa.Table(  # last commit of each writer, to check after a lost reply
     "agentcore_commits",
     metadata,
     sa.Column("writer", sa.String(64), primary_key=True),
     sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("touched_ms", sa.BigInteger, nullable=False, server_default="0"),
 )
-version = sa.Table("agentcore_journal_version", metadata, sa.Column("version", sa.Integer, primary_key=True))
-
-
-def _create_all(connection: Connection) -> None:
-    metadata.create_all(connection)
-
-
-# Applied in order, each once; a journal is at version N after the first N.
-MIGRATIONS = (_create_all,)
-
-_ADVISORY_LOCK = 4_170_212
 
 
 def make_engine(url: URL) -> Engine:
@@ -101,7 +98,7 @@ def make_engine(url: URL) -> Engine:
 
 
 def _configure_sqlite(connection: Any, _: Any) -> None:
-    connection.isolation_level = None  # transactions are begun below
+    connection.isolation_level = None  # `_begin_sqlite` starts transactions
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
@@ -109,30 +106,20 @@ def _configure_sqlite(connection: Any, _: Any) -> None:
 
 
 def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that reads first and writes later could fail at the write with "database is locked".
+    # A transaction that reads before it writes could fail with "database is locked" at the write.
     writes = connection.get_execution_options().get("writes")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
 def migrate(engine: Engine) -> None:
-    """Bring the tables to this version's schema.
+    """Migrate the tables to this version's schema.
 
     Raises:
-        JournalError: a newer AgentCore made them, or they can't be reached or changed.
+        JournalError: a newer agentcore created them, or the database can't be reached or changed.
     """
     try:
         with not_forked(), engine.execution_options(writes=True).begin() as connection:
-            if engine.dialect.name == "postgresql":
-                connection.execute(sa.text(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})"))
-            version.create(connection, checkfirst=True)
-            current = connection.execute(sa.select(sa.func.max(version.c.version))).scalar() or 0
-            if current > len(MIGRATIONS):
-                raise JournalError(
-                    f"the journal is of version {current}, this AgentCore knows {len(MIGRATIONS)}: update it"
-                )
-            for number, step in enumerate(MIGRATIONS[current:], current + 1):
-                step(connection)
-                connection.execute(version.insert().values(version=number))
+            bring_up_to_date(connection, now_ms())
     except sa.exc.SQLAlchemyError as error:
         raise JournalError(f"the journal at {shown(engine.url)} can't be opened: {explain(error)}") from None
 
@@ -145,9 +132,9 @@ def shown(url: URL | str) -> str:
 
 
 def explain(error: Exception) -> str:
-    """The driver's own words, without the statement and its values."""
+    """The driver's own message, without the statement and its values."""
     cause = getattr(error, "orig", None) or error
     text = first_line(cause)
     if "disk is full" in text or "No space left" in text:
-        return f"{text}. Free some space, then go on: what was written before is kept"
+        return f"{text}. Free some space and resume: everything written before is kept"
     return text

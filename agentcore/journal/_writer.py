@@ -1,4 +1,4 @@
-"""The one thread that writes a journal: what waits at the same time shares one durable commit."""
+"""The single thread that writes to a journal. Writes that are queued together share one durable commit."""
 
 import contextlib
 import itertools
@@ -11,27 +11,35 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from agentcore._forks import not_forked
+from agentcore._naming import now_ms
 from agentcore.errors import JournalError, LeaseLostError, UnknownRunError
 from agentcore.journal._schema import commits, events, explain, leases, payload_refs, streams
 
 _MAX_GROUP = 2000
 _RETRY_SECONDS = 60.0
-"""How long a journal in Postgres may be away, say for a restart, before a write is an error."""
+"""How long a journal in Postgres may be unreachable (a restart, say) before a write fails."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """The right to work on a stream in one role, until it is released or runs out."""
+    """The right to work on a stream in one role, until it is released or expires."""
 
     stream: str
     role: str
     epoch: int
+
+
+class EventRow(NamedTuple):
+    kind: str
+    body: str
+    """JSON."""
+    deliverable: bool
 
 
 @dataclass
@@ -39,8 +47,7 @@ class Append:
     """Events of one stream, as rows."""
 
     stream: str
-    rows: Sequence[tuple[str, str]]
-    """Kind and JSON of each event."""
+    rows: Sequence[EventRow]
     payloads: Sequence[str] = ()
     finished: bool | None = None
     lease: Lease | None = None
@@ -48,7 +55,7 @@ class Append:
 
 Work = Callable[[Connection], Any]
 _LOST = (sa.exc.OperationalError, sa.exc.InterfaceError)
-"""The database itself failed: nothing of the transaction stands."""
+"""Errors of the database itself, after which the transaction is rolled back."""
 
 
 @dataclass
@@ -58,7 +65,7 @@ class _Item:
 
 
 class Writer:
-    """Applies appends and other changes in the order in which they were submitted. Thread-safe."""
+    """Applies appends and other changes in the order they were submitted. Thread-safe."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine.execution_options(writes=True)
@@ -72,11 +79,11 @@ class Writer:
         self._thread.start()
 
     def submit(self, work: Append | Work) -> "Future[Any]":
-        """A future that is done once the change is durable: an append's is its last sequence number, other
-        work's is what it returns."""
+        """Queue a change. The future is done once the change is durable. Its result is the last sequence
+        number for an append, and the return value for other work."""
         item = _Item(work)
         if self._pid != os.getpid():
-            item.done.set_exception(JournalError("a forked process must open the journal itself"))
+            item.done.set_exception(JournalError("a forked process must open its own journal"))
         elif self._closed:
             item.done.set_exception(JournalError("the journal is closed"))
         else:
@@ -84,7 +91,7 @@ class Writer:
         return item.done
 
     def close(self) -> None:
-        """Write what is queued and end the thread."""
+        """Write everything that is queued, then stop the thread."""
         self._closed = True
         self._queue.put(None)
         self._thread.join()
@@ -108,9 +115,9 @@ class Writer:
     def _write(self, group: list[_Item]) -> None:
         try:
             outcomes = self._durably(group)
-        except BaseException as error:  # noqa: BLE001 - handed to whoever waits
+        except BaseException as error:  # noqa: BLE001 - passed on through the futures
             if len(group) > 1 and not isinstance(error, _LOST):
-                for item in group:  # one of them is what the database can't take
+                for item in group:  # find the one that the database rejects
                     self._write([item])
                 return
             failure = error
@@ -124,7 +131,8 @@ class Writer:
                 item.done.set_result(outcome)
 
     def _durably(self, group: list[_Item]) -> list[Any]:
-        """One transaction, again where a shared database was away; never twice, though a reply be lost."""
+        """Apply a group in one transaction, retrying while a shared database is unreachable. The group is
+        never applied twice, even if a reply is lost."""
         deadline = time.monotonic() + _RETRY_SECONDS
         self._number += 1
         outcomes: list[Any] | None = None
@@ -145,11 +153,12 @@ class Writer:
 
     def _mark(self, connection: Connection) -> None:
         if self._shared:
+            values = {"number": self._number, "touched_ms": now_ms()}
             changed = connection.execute(
-                commits.update().where(commits.c.writer == self._id).values(number=self._number)
+                commits.update().where(commits.c.writer == self._id).values(**values)
             )
             if not changed.rowcount:
-                connection.execute(commits.insert().values(writer=self._id, number=self._number))
+                connection.execute(commits.insert().values(writer=self._id, **values))
 
     def _was_committed(self) -> bool:
         with not_forked(), self._engine.connect() as connection:
@@ -175,13 +184,13 @@ def _outcome(connection: Connection, work: Work) -> Any:
     except _LOST:
         raise
     except sa.exc.SQLAlchemyError as error:
-        return JournalError(f"the journal refused: {explain(error)}")
-    except Exception as error:  # noqa: BLE001 - handed to the one who waits; the others' work goes on
+        return JournalError(f"the journal rejected the change: {explain(error)}")
+    except Exception as error:  # noqa: BLE001 - fails this item only, through its future
         return error
 
 
 def append(connection: Connection, appends: list[Append]) -> list[Any]:
-    """Within a transaction: each append's last sequence number, or why it was refused."""
+    """Write appends within a transaction. Returns each one's last sequence number, or why it was rejected."""
     by_stream: dict[str, list[int]] = defaultdict(list)
     for index, item in enumerate(appends):
         by_stream[item.stream].append(index)
@@ -221,7 +230,7 @@ def _number(
     outcomes: list[Any],
     rows: list[dict[str, Any]],
 ) -> None:
-    """Give a stream's new events their numbers."""
+    """Assign sequence numbers to a stream's new events."""
     total = sum(len(item.rows) for item in appends)
     if not appends:
         return
@@ -234,22 +243,18 @@ def _number(
     if last is None:
         for index in indices:
             outcomes[index] = UnknownRunError(
-                f"the journal has no run {stream}: it was removed, or never in it"
+                f"the journal has no run {stream}: it was removed or never recorded"
             )
         return
     numbers: Iterator[int] = iter(range(last - total + 1, last + 1))
     for index, item in zip(indices, appends, strict=True):
-        for kind, body in item.rows:
-            rows.append({"stream": stream, "seq": (seq := next(numbers)), "kind": kind, "body": body})
-            outcomes[index] = seq
+        for row in item.rows:
+            outcomes[index] = seq = next(numbers)
+            rows.append({"stream": stream, "seq": seq, **row._asdict()})
 
 
 def _epochs(connection: Connection, stream: str) -> dict[str, int]:
     held = sa.select(leases.c.role, leases.c.epoch).where(leases.c.stream == stream)
-    # In Postgres nobody may take the lease over between this look and the commit.
+    # In Postgres, lock the rows so that no other process can take over a lease before the commit.
     found = connection.execute(held.with_for_update(read=True))
     return {row.role: row.epoch for row in found}
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000

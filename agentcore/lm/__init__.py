@@ -1,11 +1,11 @@
-"""Language models: resolving, metering, stopping, and the offline engine."""
+"""Language models: resolving, metering, caps and rate limits, and the offline engine."""
 
 from agentcore.lm._control import Control
 from agentcore.lm._formatting import remembering
 from agentcore.lm._guard import LIMITS, Guard, SearchStopped, StopReason, is_lm_failure
 from agentcore.lm._ledger import Amount, Ledger
 from agentcore.lm._logs import redacted_logs
-from agentcore.lm._managed import unmanaged
+from agentcore.lm._managed import ManagedLM, manage, manage_program, unmanaged
 from agentcore.lm._meter import CallRecord, Meter, Spend, collect_spend
 from agentcore.lm._prices import Price, Prices, parse_prices, price_of
 from agentcore.lm._resolve import OFFLINE_LM, OFFLINE_NOTE, is_offline, lm_secrets, offline_lm, resolve_lm
@@ -19,6 +19,7 @@ __all__ = [
     "Control",
     "Guard",
     "Ledger",
+    "ManagedLM",
     "Meter",
     "Price",
     "Prices",
@@ -29,6 +30,8 @@ __all__ = [
     "is_lm_failure",
     "is_offline",
     "lm_secrets",
+    "manage",
+    "manage_program",
     "offline_lm",
     "parse_prices",
     "price_of",

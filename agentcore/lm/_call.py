@@ -1,142 +1,178 @@
-"""One call of a managed model: reserved, admitted, retried, and asked once for all who ask the same."""
+"""One call of a managed model: reservation, rate limit, retries, and deduplication of identical calls.
+
+The same coroutine serves async and sync callers. A task awaits it; a thread passes `Waiting` methods that
+block instead of suspending, so that it runs to completion in one step."""
 
 import asyncio
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
-from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import dspy
 from dspy.utils.exceptions import is_retryable_lm_error
 
+from agentcore.lm._control import Control
 from agentcore.lm._guard import current_guard
 from agentcore.lm._ledger import Amount, CapReached, Reservation
 from agentcore.lm._limit import LONGEST_PAUSE
-from agentcore.lm._meter import CallRecord
-
-if TYPE_CHECKING:
-    from agentcore.lm._control import Control
+from agentcore.lm._meter import CallRecord, asking
 
 T = TypeVar("T")
 
 _RATE_RETRIES = 6
-"""Retries of a call that was refused for the rate, where the LM itself asks for fewer."""
+"""Minimum number of retries after a rate-limit error, if the LM is configured with fewer."""
 _SLICE = 0.5
+"""How often, in seconds, a sleeping thread checks its guard."""
 _OVERLOADED = (dspy.LMRateLimitError, dspy.LMTimeoutError)
 
-asking: ContextVar["Call"] = ContextVar("agentcore_asking")
+
+class Waiting(Protocol):
+    """How a call waits: as a task of an event loop, or as a thread."""
+
+    name: str
+    """Keeps identical calls from tasks and from threads apart, as DSPy's cache does."""
+    may_wait: bool
+
+    async def until(self, future: "Future[Any]") -> None:
+        """Wait until a future is done, whatever its outcome."""
+        ...
+
+    async def sleep(self, seconds: float) -> None: ...
+
+    def answer(self) -> Awaitable[Any]:
+        """Ask the model."""
+        ...
+
+
+class TaskWaiting:
+    name = "task"
+    may_wait = True
+
+    def __init__(self, ask: Callable[[], Awaitable[Any]]) -> None:
+        self.answer = ask
+
+    async def until(self, future: "Future[Any]") -> None:
+        if not future.done():
+            await asyncio.wrap_future(_shared(future))
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            await asyncio.sleep(seconds)
+
+
+class ThreadWaiting:
+    """Blocks instead of suspending. In an event loop's own thread it doesn't wait at all: only the loop could
+    end that wait."""
+
+    name = "thread"
+
+    def __init__(self, ask: Callable[[], Any]) -> None:
+        self._ask = ask
+        self.may_wait = asyncio._get_running_loop() is None
+
+    async def until(self, future: "Future[Any]") -> None:
+        _shared(future).result()
+
+    async def sleep(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while (left := until - time.monotonic()) > 0:
+            time.sleep(min(left, _SLICE))  # noqa: ASYNC251 - in a thread, driven by `run_in_one_step`
+            check_guard()
+
+    async def answer(self) -> Any:
+        return self._ask()
+
+
+def run_in_one_step(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that never suspends, and return its result."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    coroutine.close()
+    raise AssertionError("a blocking call suspended")
 
 
 class Call:
-    """One call of an LM, with its retries."""
+    """One call of an LM, with its retries.
 
-    def __init__(self, lm: Any, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> None:
+    Args:
+        lm: the user's model.
+        retries: how many; 0 for a model that does its own retries.
+        cached: whether DSPy keeps this model's answers in its cache.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        lm: dspy.BaseLM,
+        retries: int,
+        cached: bool,
+        prompt: Any,
+        messages: Any,
+        kwargs: Any,
+    ) -> None:
+        self.control = control
         self.lm = lm
-        self.control: Control = lm._control
-        self.limit = self.control.limit_of(lm)
-        self.most = self.control.most(lm, prompt, messages, kwargs)
-        own = hasattr(lm, "_engine_spec")  # others retry by themselves, and DSPy caches nothing of theirs
-        self.retries = int(lm.__dict__.get("num_retries") or 0) if own else 0
+        self.retries = retries
+        self.limit = control.limit_of(lm)
+        self.most = control.most(lm, prompt, messages, kwargs)
         self.attempt = 0
         self.record: CallRecord | None = None
+        """The meter's record of the answer."""
         self.key: str | None = None
-        # Only a cache gives one answer to those who ask the same.
-        if own and _cached() and kwargs.get("cache", lm.cache) and getattr(lm, "_cache_responses", True):
+        # Identical calls may share an answer only if the model is cached.
+        if cached and kwargs.get("cache", lm.cache) and _dspy_caches():
             asked = [str(lm.model), prompt, messages, {**lm.kwargs, **kwargs}]
             self.key = json.dumps(asked, sort_keys=True, default=str)
 
-    # The same steps twice: threads wait, tasks await.
-
-    def run(self, ask: Callable[[], T]) -> T:
-        # In an event loop's own thread nothing may be waited for that only the loop could bring about.
-        waits = asyncio._get_running_loop() is None
-        key = f"thread {self.key}" if waits and self.key else None  # DSPy's cache keeps the two apart
+    async def run(self, waiting: Waiting) -> Any:
+        """The model's answer, or its last error."""
+        key = f"{waiting.name} {self.key}" if self.key is not None and waiting.may_wait else None
         while key is not None and (first := self.control.first_to_ask(key)) is not None:
+            await waiting.until(first)
             if first.result():
-                key = None  # the cache has its answer now
+                key = None  # the answer is in the cache now
         answered = False
         try:
-            while True:
-                reservation = self._reserved(wait=waits)
-                while isinstance(reservation, Future):
-                    reservation.result()
-                    reservation = self._reserved()
-                place = self.limit.enter(wait=waits)
-                began: float | None = None
-                try:
-                    place.result()
-                    self._sleep(self.limit.pause() if waits else 0.0)
-                    began = time.monotonic()
-                    with self._asked():
-                        answer = ask()
-                except BaseException as error:
-                    waiting = self._failed(error, place, reservation, began)
-                    if waiting is None:
-                        raise
-                    self._sleep(waiting)
-                    continue
-                self._answered(reservation)
-                answered = True
-                return answer
+            answer = await self._attempts(waiting)
+            answered = True
+            return answer
         finally:
             if key is not None:
                 self.control.answered(key, answered)
 
-    async def arun(self, ask: Callable[[], Any]) -> Any:
-        key = None if self.key is None else f"task {self.key}"
-        while key is not None and (first := self.control.first_to_ask(key)) is not None:
-            await asyncio.wrap_future(_shared(first))
-            if first.result():
-                key = None
-        answered = False
-        try:
-            while True:
+    async def _attempts(self, waiting: Waiting) -> Any:
+        while True:
+            reservation = self._reserved(wait=waiting.may_wait)
+            while isinstance(reservation, Future):
+                await waiting.until(reservation)
                 reservation = self._reserved()
-                while isinstance(reservation, Future):
-                    await asyncio.wrap_future(_shared(reservation))
-                    reservation = self._reserved()
-                place = self.limit.enter()
-                began: float | None = None
+            place = self.limit.enter(wait=waiting.may_wait)
+            began: float | None = None
+            try:
+                await waiting.until(place)
+                if waiting.may_wait:
+                    await waiting.sleep(self.limit.pause())
+                check_guard()
+                began = time.monotonic()
+                token = asking.set(self)
                 try:
-                    if not place.done():
-                        await asyncio.wrap_future(_shared(place))
-                    if pause := self.limit.pause():
-                        await asyncio.sleep(pause)
-                    self._check()
-                    began = time.monotonic()
-                    with self._asked():
-                        answer = await ask()
-                except BaseException as error:
-                    waiting = self._failed(error, place, reservation, began)
-                    if waiting is None:
-                        raise
-                    await asyncio.sleep(waiting)
-                    continue
-                self._answered(reservation)
-                answered = True
-                return answer
-        finally:
-            if key is not None:
-                self.control.answered(key, answered)
-
-    @contextlib.contextmanager
-    def _asked(self) -> Iterator[None]:
-        token = asking.set(self)
-        try:
-            yield
-        finally:
-            asking.reset(token)
-
-    def _sleep(self, seconds: float) -> None:
-        """Sleep in a thread, which nothing but the guard can end."""
-        until = time.monotonic() + seconds
-        self._check()
-        while (left := until - time.monotonic()) > 0:
-            time.sleep(min(left, _SLICE))
-            self._check()
+                    answer = await waiting.answer()
+                finally:
+                    asking.reset(token)
+            except BaseException as error:
+                pause = self._failed(error, place, reservation, began)
+                if pause is None:
+                    raise
+                check_guard()
+                await waiting.sleep(pause)
+                continue
+            self._answered(reservation)
+            return answer
 
     def _reserved(self, *, wait: bool = True) -> "Reservation | Future[None]":
         try:
@@ -149,22 +185,17 @@ class Call:
             guard.check()
             raise AssertionError("a stopped guard raises") from None
 
-    def _check(self) -> None:
-        guard = current_guard()
-        if guard is not None:
-            guard.check()
-
     def _answered(self, reservation: Reservation) -> None:
         if self.control.ledger.caps:
-            self._assume_what_is_unknown()
+            self._charge_what_is_unknown()
         reservation.give_back()
         self._tell_guard(None)
         self.limit.leave(answered=True)
 
-    def _assume_what_is_unknown(self) -> None:
-        """A cap holds also where a provider tells no usage: the most that was reserved counts then."""
+    def _charge_what_is_unknown(self) -> None:
+        """If the provider reports no usage, charge the full reservation, so that caps still hold."""
         record, most = self.record, self.most
-        if record is None:  # a program turned the history off
+        if record is None:  # the program disabled DSPy's history
             self.control.ledger.assume(most)
         elif not record.cache_hit:
             tokens = 0 if record.input_tokens or record.output_tokens else most.tokens
@@ -179,7 +210,7 @@ class Call:
     def _failed(
         self, error: BaseException, place: "Future[None]", reservation: Reservation, began: float | None
     ) -> float | None:
-        """Seconds until the next attempt, None where there is none."""
+        """Seconds until the next attempt; None to give up."""
         if began is not None and not isinstance(error, Exception):
             self.control.ledger.assume(self.most)  # cancelled in flight: the provider may bill it
         reservation.give_back()
@@ -198,12 +229,19 @@ class Call:
         return float(min(2 ** (self.attempt - 1), LONGEST_PAUSE))
 
 
-def _cached() -> bool:
+def check_guard() -> None:
+    """Raise `SearchStopped` if the current guard was stopped."""
+    guard = current_guard()
+    if guard is not None:
+        guard.check()
+
+
+def _dspy_caches() -> bool:
     return bool(dspy.cache.enable_memory_cache or dspy.cache.enable_disk_cache)
 
 
 def _shared(future: "Future[Any]") -> "Future[None]":
-    """Stands for a future that others wait for too: whoever is cancelled must not cancel it for them."""
+    """A future that follows a shared one: cancelling it doesn't cancel the shared one for other waiters."""
     own: Future[None] = Future()
 
     def pass_on(_: "Future[Any]") -> None:

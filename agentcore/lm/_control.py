@@ -1,29 +1,31 @@
-"""What all models of one run share: its caps, each provider's rate limit, the questions under way."""
+"""State shared by all models of a run: caps, each model's rate limit, and the calls in flight."""
 
 import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentcore.errors import ConfigurationError
 from agentcore.lm._ledger import Amount, Ledger, Reservation
 from agentcore.lm._limit import AdaptiveLimit
-from agentcore.lm._managed import Managed, managed_copy
 from agentcore.lm._prices import Prices, most_input_tokens, most_output_tokens, price_of
 
+if TYPE_CHECKING:
+    import dspy
+
 _NO_TEXT = ('"image_url"', '"input_audio"', '"file"', '"image"')
-"""Parts of a message whose bytes are no bound of their tokens."""
+"""Message parts whose size in bytes is no upper bound for their tokens."""
 _MOST_OF_AN_IMAGE = 20_000
 
 
 class Control:
-    """What all LMs of one run share.
+    """State shared by all LMs of a run.
 
     Args:
         ledger: the account and its caps.
-        max_concurrency: calls in flight of one model, at most.
-        prices: the user's own, by model.
+        max_concurrency: maximum number of calls in flight per model.
+        prices: user-supplied prices by model.
     """
 
     def __init__(self, ledger: Ledger, max_concurrency: int, prices: Prices) -> None:
@@ -37,37 +39,25 @@ class Control:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Control":
         return self
 
-    def manage(self, lm: Any) -> Any:
-        """A copy of an LM under this control, of the same class to all appearances; None stays None."""
-        if lm is None or isinstance(lm, Managed):
-            return lm
-        return managed_copy(lm, self)
-
-    def manage_program(self, program: Any) -> Any:
-        """The program's own models under this control."""
-        for predictor in program.predictors():
-            predictor.lm = self.manage(predictor.lm)
-        return program
-
     def check_bounds(self, *lms: Any) -> None:
-        """Raise `ConfigurationError` where a cap can't be kept, since what a call can cost isn't known."""
+        """Raise `ConfigurationError` if a cap can't be enforced because a call's maximum cost is unknown."""
         caps = self.ledger.caps
         for lm in lms:
             if lm is None:
                 continue
             if caps.usd is not None and price_of(lm, self.prices) is None:
                 raise ConfigurationError(
-                    f"max_cost_usd: the price of {lm.model} is not known. Give it (prices=, or --price "
-                    f"{lm.model}=INPUT,OUTPUT in USD per million tokens)"
+                    f"max_cost_usd: the price of {lm.model} is unknown. Pass it as prices= or --price "
+                    f"{lm.model}=INPUT,OUTPUT, in USD per million tokens"
                 )
             if (caps.usd is not None or caps.tokens is not None) and most_output_tokens(lm) is None:
                 name = "max_tokens" if caps.tokens is not None else "max_cost_usd"
                 raise ConfigurationError(
-                    f"{name}: how long an answer of {lm.model} can be is not known. Give the LM max_tokens="
+                    f"{name}: the maximum answer length of {lm.model} is unknown. Set max_tokens= on the LM"
                 )
 
-    def most(self, lm: Any, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> Amount:
-        """What one call can cost at most."""
+    def most(self, lm: "dspy.BaseLM", prompt: Any, messages: Any, kwargs: dict[str, Any]) -> Amount:
+        """Upper bound for the cost of one call."""
         caps = self.ledger.caps
         choices = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
         if caps.tokens is None and caps.usd is None:
@@ -80,17 +70,18 @@ class Control:
         told = most_output_tokens(lm, kwargs)
         if told is None:
             raise ConfigurationError(
-                f"how long an answer of {lm.model} can be is not known: {sorted(merged)}"
+                f"the maximum answer length of {lm.model} is unknown (settings: {sorted(merged)}). "
+                "Set max_tokens= on the LM"
             )
         price = price_of(lm, self.prices)
         usd = price.of(taken, told * choices) if price is not None else 0.0
         return Amount(choices, taken + told * choices, usd)
 
-    def reserve_unmanaged(self, lm: Any, inputs: dict[str, Any]) -> Callable[[], None]:
-        """For models made inside programs and metrics, which no one could put under control.
+    def reserve_unmanaged(self, lm: "dspy.BaseLM", inputs: dict[str, Any]) -> Callable[[], None]:
+        """Reserve a call of a model created inside a program or metric, which is not a `ManagedLM`.
 
         Raises:
-            CapReached: the call could go over a cap. It can't wait until others have made room.
+            CapReached: the call could exceed a cap. It can't wait for other calls to finish.
         """
         kwargs = inputs.get("kwargs") or {}
         try:
@@ -101,12 +92,12 @@ class Control:
         assert isinstance(reservation, Reservation)
         return reservation.give_back
 
-    def limit_of(self, lm: Any) -> AdaptiveLimit:
+    def limit_of(self, lm: "dspy.BaseLM") -> AdaptiveLimit:
         with self._lock:
             return self.limits.setdefault(str(lm.model), AdaptiveLimit(self.max_concurrency))
 
     def first_to_ask(self, key: str) -> "Future[bool] | None":
-        """None for the first that asks a question, else what is done once the first has its answer."""
+        """None for the first caller with this key; for others, a future that is done when the first ends."""
         with self._lock:
             if key in self.flights:
                 return self.flights[key]
@@ -114,15 +105,15 @@ class Control:
             return None
 
     def answered(self, key: str, success: bool) -> None:
-        """Tell who waits whether the first had an answer."""
+        """Resolve the future of `first_to_ask`: whether the first caller got an answer."""
         with self._lock:
             future = self.flights.pop(key)
         future.set_result(success)
 
 
 def _text_of(value: Any) -> str:
-    """What a provider is sent of a value, at most."""
+    """An upper bound for the text sent to the provider for a value."""
     schema = getattr(value, "model_json_schema", None)
     if isinstance(value, type) and callable(schema):
-        return 2 * json.dumps(schema(), default=str)  # strict mode adds to it
+        return 2 * json.dumps(schema(), default=str)  # strict mode makes the schema longer
     return json.dumps(value, default=str, ensure_ascii=False)

@@ -1,6 +1,6 @@
-"""Prompts written once: a candidate's system message and demonstrations are the same for every example.
+"""Caches formatted prompts: a candidate's system message and demonstrations are the same for every example.
 
-DSPy writes them anew for each call, which is about half of the CPU that a call takes.
+DSPy formats them again for each call, which takes about half of a call's CPU time.
 """
 
 import copy
@@ -9,65 +9,65 @@ from typing import Any
 
 import dspy
 
-_KEPT = 512
-"""Predictors of all candidates under way, twice over."""
+_MAX_KEPT = 512
+"""Maximum number of cached texts: twice the predictors of all candidates in flight."""
 _SCALARS = (str, int, float, bool, type(None))
+_ADAPTERS = (dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter)
 
 
-class Remembering:
-    """Mixed into an adapter's class by `remembering`."""
+def remembering(adapter: Any = None) -> Any:
+    """A copy of one of DSPy's own adapters (the default for None) that caches formatted text. Other adapters
+    are returned unchanged."""
+    adapter = adapter or dspy.ChatAdapter()
+    if type(adapter) not in _ADAPTERS or isinstance(vars(adapter).get("format_demos"), _Remembered):
+        return adapter
+    made = copy.copy(adapter)
+    # Adapters call these two methods through `self`, so instance attributes override them.
+    made.format_system_message = _SystemMessage(adapter)
+    made.format_demos = _Demos(adapter)
+    return made
 
-    plain: type
-    _written: dict[Hashable, Any]
 
-    def format_system_message(self, signature: Any) -> Any:
-        write = super().format_system_message  # type: ignore[misc]
-        return self._once((signature, signature.instructions), lambda: write(signature))
+class _Remembered:
+    """Replaces an adapter's method with a cached version."""
 
-    def format_demos(self, signature: Any, demos: Sequence[Any]) -> Any:
-        write, content = super().format_demos, _content(demos)  # type: ignore[misc]
-        if content is None:
-            return write(signature, demos)
-        messages = self._once((signature, signature.instructions, content), lambda: write(signature, demos))
-        return [dict(message) for message in messages]
+    def __init__(self, adapter: Any) -> None:
+        self.adapter = adapter
+        self._written: dict[Hashable, Any] = {}
 
-    def _once(self, key: Hashable, write: Callable[[], Any]) -> Any:
+    def once(self, key: Hashable, write: Callable[[], Any]) -> Any:
         found = self._written.get(key)
         if found is None:
-            if len(self._written) >= _KEPT:
+            if len(self._written) >= _MAX_KEPT:
                 self._written.clear()
             found = self._written[key] = write()
         return found
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return remembering, (_plain(self),)
+    def __reduce__(self) -> Any:
+        return type(self), (self.adapter,)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return remembering(copy.deepcopy(_plain(self), memo))
-
-
-def remembering(adapter: Any = None) -> Any:
-    """An adapter that writes the same once, of the same class to all appearances: DSPy's default for None,
-    and others than DSPy's own as they are."""
-    adapter = adapter or dspy.ChatAdapter()
-    if type(adapter) not in _CLASSES:
-        return adapter
-    made = copy.copy(adapter)
-    made.__class__ = _CLASSES[type(adapter)]
-    made._written = {}
-    return made
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Remembered":
+        return type(self)(copy.deepcopy(self.adapter, memo))
 
 
-def _plain(adapter: Any) -> Any:
-    plain = copy.copy(adapter.__dict__)
-    plain.pop("_written")
-    made = object.__new__(type(adapter).plain)
-    made.__dict__.update(plain)
-    return made
+class _SystemMessage(_Remembered):
+    def __call__(self, signature: Any) -> Any:
+        key = (signature, signature.instructions)
+        return self.once(key, lambda: self.adapter.format_system_message(signature))
+
+
+class _Demos(_Remembered):
+    def __call__(self, signature: Any, demos: Sequence[Any]) -> Any:
+        content = _content(demos)
+        if content is None:
+            return self.adapter.format_demos(signature, demos)
+        key = (signature, signature.instructions, content)
+        messages = self.once(key, lambda: self.adapter.format_demos(signature, demos))
+        return [dict(message) for message in messages]
 
 
 def _content(demos: Sequence[Any]) -> Hashable | None:
-    """What demonstrations say, told apart by type too; None where a value is no scalar."""
+    """A hashable key for demonstrations, distinguishing values by type; None if a value is not a scalar."""
     found: list[Hashable] = []
     for demo in demos:
         for name, value in demo.items():
@@ -76,14 +76,3 @@ def _content(demos: Sequence[Any]) -> Hashable | None:
             found.append((name, type(value), value))
         found.append(None)
     return tuple(found)
-
-
-def _class(plain: type) -> type:
-    made = type(plain.__name__, (Remembering, plain), {"plain": plain})
-    # DSPy wraps them in callbacks for each new class: they would be told everything twice.
-    made.format, made.parse = plain.format, plain.parse  # type: ignore[attr-defined]
-    made.__module__, made.__qualname__ = plain.__module__, plain.__qualname__
-    return made
-
-
-_CLASSES = {plain: _class(plain) for plain in (dspy.ChatAdapter, dspy.JSONAdapter, dspy.XMLAdapter)}

@@ -1,4 +1,4 @@
-"""Stops DSPy code that runs in a thread: every LM call asks the guard first."""
+"""Stops DSPy code running in a thread: every LM call checks the guard first."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -9,13 +9,14 @@ import dspy
 from dspy.utils.callback import BaseCallback
 
 from agentcore.lm._ledger import CapReached
+from agentcore.lm._meter import asking
 
 StopReason = Literal["cancelled", "time_limit", "call_limit", "token_limit", "cost_limit", "outage", "failed"]
 LIMITS: tuple[StopReason, ...] = ("time_limit", "call_limit", "token_limit", "cost_limit")
-"""Reasons for which the best so far is kept."""
+"""Reasons after which the best candidate so far is kept."""
 
 OUTAGE_AFTER = 5
-"""LM calls failing in a row, each after its own retries, that count as an outage."""
+"""How many consecutive LM calls must fail, each after its retries, to count as an outage."""
 
 _NEVER_RECOVERS = (
     dspy.LMAuthError,
@@ -25,10 +26,14 @@ _NEVER_RECOVERS = (
 )
 
 
-class SearchStopped(BaseException):
-    """Raised instead of an LM call after the guard was stopped.
+class ReservesItself:
+    """Marks models that make their own reservations and report the outcome of their calls to the guard."""
 
-    A BaseException, since DSPy turns an `Exception` into a score of 0 and goes on.
+
+class SearchStopped(BaseException):
+    """Raised instead of an LM call once the guard is stopped.
+
+    A BaseException, because DSPy turns an `Exception` into a score of 0 and continues.
     """
 
     def __init__(self, reason: StopReason, error: BaseException | None = None) -> None:
@@ -38,7 +43,7 @@ class SearchStopped(BaseException):
 
 
 def current_guard() -> "Guard | None":
-    """The innermost guard that watches here."""
+    """The innermost active guard in the current context."""
     found: Guard | None = dspy.settings.get("agentcore_guard")
     return found
 
@@ -51,12 +56,12 @@ def _nothing() -> None:
 
 
 class Guard(BaseCallback):
-    """Refuses LM calls once stopped, whether by a caller, a cap or an outage. Thread-safe.
+    """Refuses LM calls once it has been stopped by a caller, a cap or an outage. Thread-safe.
 
     Args:
         reserve: called before each call of an LM that doesn't reserve itself, with the LM and its inputs;
-            raises where a cap could be exceeded, else gives what is called once the call has ended.
-        outage_after: LM calls failing in a row that stop it; None where failures are counted elsewhere.
+            raises if a cap could be exceeded, else returns a callback to run once the call has ended.
+        outage_after: consecutive failed LM calls that stop the guard; None if failures are counted elsewhere.
     """
 
     def __init__(self, reserve: Reserve | None = None, *, outage_after: int | None = OUTAGE_AFTER) -> None:
@@ -70,7 +75,7 @@ class Guard(BaseCallback):
         self._lock = threading.Lock()
 
     def stop(self, reason: StopReason, error: BaseException | None = None) -> None:
-        """From now on every LM call raises. The first reason stays."""
+        """Make every further LM call raise. Later calls don't change the reason."""
         with self._lock:
             if self.stopped is not None:
                 return
@@ -80,7 +85,7 @@ class Guard(BaseCallback):
             listener(self.stopped)
 
     def on_stop(self, listener: Callable[[SearchStopped], None]) -> None:
-        """Call `listener` once when the guard stops, from whichever thread stopped it."""
+        """Call `listener` once when the guard stops, in the thread that stopped it."""
         with self._lock:
             self._listeners.append(listener)
             stopped = self.stopped
@@ -88,21 +93,22 @@ class Guard(BaseCallback):
             listener(stopped)
 
     def check(self) -> None:
-        """Raise `SearchStopped` if the guard was stopped."""
+        """Raise `SearchStopped` if the guard is stopped."""
         if self.stopped is not None:
             raise SearchStopped(self.stopped.reason, self.stopped.error)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Within the block, and in threads that copied its context, LM calls ask this guard."""
-        # A program may set callbacks of its own: managed models find the guard by its own key.
+        """Within the block, and in threads that copied its context, LM calls check this guard."""
+        # A program may replace the callbacks, so managed models look the guard up under its own key.
         with dspy.context(callbacks=[*dspy.settings.get("callbacks", []), self], agentcore_guard=self):
             yield
 
     def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         self.check()
-        if getattr(instance, "_control", None) is not None:
-            self._managed.add(call_id)  # reserves and tells of its end by itself
+        call = asking.get()
+        if isinstance(instance, ReservesItself) or (call is not None and call.lm is instance):
+            self._managed.add(call_id)
             return
         if self._reserve is None:
             return
@@ -124,7 +130,7 @@ class Guard(BaseCallback):
         self.ended(exception)
 
     def ended(self, exception: BaseException | None) -> None:
-        """An LM call has ended, after its retries."""
+        """Record that an LM call has ended, after its retries."""
         if self.outage_after is None or not is_lm_failure(exception):
             if exception is None:
                 with self._lock:
@@ -138,9 +144,9 @@ class Guard(BaseCallback):
 
 
 def is_lm_failure(error: BaseException | None) -> bool:
-    """Whether the model failed rather than the program: an outage, a refusal, a time-out, a rate limit.
+    """Whether the model failed, not the program: an outage, a refusal, a time-out, a rate limit.
 
-    A request that the provider calls invalid (a prompt too long, say) is the program's failure.
+    A request that the provider rejects as invalid (e.g. a prompt that is too long) is the program's failure.
     """
     if isinstance(error, dspy.LMInvalidRequestError):
         return isinstance(error, dspy.LMUnsupportedModelError)

@@ -1,4 +1,4 @@
-"""The account of a run against its caps: what a call could cost at most is reserved before it is made."""
+"""Enforces a run's caps: the maximum cost of each call is reserved before the call is made."""
 
 import threading
 from concurrent.futures import Future
@@ -12,7 +12,7 @@ Limit = Literal["call_limit", "token_limit", "cost_limit"]
 
 @dataclass(frozen=True)
 class Amount:
-    """Calls, tokens and USD; of a cap, None where there is none."""
+    """Calls, tokens and USD; as a cap, None means unlimited."""
 
     calls: float | None = None
     tokens: float | None = None
@@ -37,9 +37,9 @@ class Amount:
 
 
 class CapReached(BaseException):
-    """A call was not made: it could have gone over a cap.
+    """A call was not made because it could have exceeded a cap.
 
-    A BaseException, since DSPy turns an `Exception` into a score of 0 and goes on.
+    A BaseException, because DSPy turns an `Exception` into a score of 0 and continues.
     """
 
     def __init__(self, limit: Limit) -> None:
@@ -48,29 +48,29 @@ class CapReached(BaseException):
 
 
 class Ledger:
-    """Admits calls while spent + reserved + kept + the next call's most stays within the caps. Thread-safe.
+    """Admits a call if spent + reserved + `kept` + the call's maximum cost stays within the caps.
+    Thread-safe.
 
-    What was spent is the meter's total, which also has what nobody reserved; a reservation is given back
-    once the call's answer is in it.
-    """
+    Spent is the meter's total, which includes calls that were not reserved. A reservation is released once
+    the meter has recorded the call's answer."""
 
     def __init__(self, meter: Meter, caps: Amount) -> None:
         self.meter = meter
         self.caps = caps
         self.kept = Amount()
-        """Not to be touched now: for the measuring of the winner."""
+        """Set aside for evaluating the winner."""
         self._reserved = Amount(0, 0, 0.0)
         self._assumed = Amount(0, 0, 0.0)
-        """What answers whose provider told no usage or whose price is unknown may have taken."""
+        """Upper bound for the cost of answers without reported usage or a known price."""
         self._open = 0
         self._waiting: list[Future[None]] = []
         self._lock = threading.Lock()
 
     def try_reserve(self, most: Amount, *, wait: bool = True) -> "Reservation | Future[None]":
-        """A reservation, or a future that is done once it is worth another try.
+        """A reservation, or a future that is done when it is worth trying again.
 
         Raises:
-            CapReached: nothing that is under way can make room, or the caller can't `wait` for it.
+            CapReached: no call in flight could free up budget, or `wait` is False.
         """
         with self._lock:
             limit = self._over(most)
@@ -85,12 +85,12 @@ class Ledger:
             return future
 
     def assume(self, taken: Amount) -> None:
-        """Count what an answer may have taken that the meter could not see."""
+        """Charge the maximum cost of an answer that the meter could not measure."""
         with self._lock:
             self._assumed = self._assumed.plus(taken)
 
     def left(self) -> Amount:
-        """What the caps leave after what was spent; None where there is no cap."""
+        """The remaining budget; None means unlimited."""
         spent = Amount.of(self.meter.total).plus(self._assumed)
 
         def rest(cap: float | None, used: float | None) -> float | None:
@@ -122,7 +122,7 @@ class Ledger:
             self._reserved = self._reserved.plus(most.times(-1))
             self._open -= 1
             if not self._open:
-                self._reserved = Amount(0, 0, 0.0)  # no rounding is left over
+                self._reserved = Amount(0, 0, 0.0)  # discard accumulated rounding errors
             waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():

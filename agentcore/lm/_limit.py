@@ -1,4 +1,4 @@
-"""How many calls of one model are in flight: as many as its provider bears."""
+"""Limits a model's calls in flight, adapting to the load its provider accepts."""
 
 import threading
 import time
@@ -6,15 +6,14 @@ from collections import deque
 from concurrent.futures import Future
 
 LONGEST_PAUSE = 60.0
-"""Seconds: a provider that asks for more is asked again after that, and refuses again or doesn't."""
+"""Seconds. Longer pauses requested by a provider are shortened to this."""
 
 
 class AdaptiveLimit:
     """Additive increase, multiplicative decrease (Chiu & Jain 1989). Thread-safe.
 
-    A refusal for the rate, or a time-out, halves the limit, once for all calls that were under way with the
-    refused one; each answer raises it by one call per round of answers, up to `most`.
-    """
+    A rate-limit error or a time-out halves the limit, once for all calls that were in flight together;
+    answers raise it by one call per round of answers, up to `most`."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -26,10 +25,10 @@ class AdaptiveLimit:
         self._lock = threading.Lock()
 
     def enter(self, *, wait: bool = True) -> "Future[None]":
-        """A future that is done once the call may be made; every one of them is left by `leave`.
+        """A future that is done once the call may be made; `leave` must follow.
 
         Args:
-            wait: False for a caller that can't: it enters over the limit.
+            wait: False for a caller that can't wait; it is admitted even if that exceeds the limit.
         """
         future: Future[None] = Future()
         if not wait:
@@ -43,7 +42,7 @@ class AdaptiveLimit:
         return future
 
     def pause(self) -> float:
-        """Seconds for which the provider asked not to be called."""
+        """Seconds remaining of the pause requested by the provider."""
         with self._lock:
             return max(0.0, self._paused_until - time.monotonic())
 
@@ -55,12 +54,12 @@ class AdaptiveLimit:
         self._admit()
 
     def withdraw(self, future: "Future[None]") -> None:
-        """Leave, or don't enter at all: whoever waited doesn't any more."""
+        """Leave, or stop waiting to enter."""
         if not future.cancel():
             self.leave()
 
     def refused(self, began: float, retry_after: float | None) -> None:
-        """The provider is overloaded, says a call that began at `time.monotonic()`."""
+        """Record that a call started at `began` (`time.monotonic()`) found the provider overloaded."""
         with self._lock:
             now = time.monotonic()
             if began >= self._lowered_at:

@@ -1,20 +1,20 @@
-"""Keeps secrets out of what other libraries log."""
+"""Keeps secrets out of other libraries' logs."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from agentcore.errors import redact
+from agentcore._redaction import Redactor
 
 
 class _Redaction(logging.Filter):
-    def __init__(self, secrets: Sequence[str]) -> None:
+    def __init__(self, redactor: Redactor) -> None:
         super().__init__()
-        self._secrets = secrets
+        self._redactor = redactor
 
     def filter(self, record: logging.LogRecord) -> bool:
         message = record.getMessage()
-        clean = redact(message, self._secrets)
+        clean = self._redactor.text(message)
         if clean != message:
             record.msg, record.args = clean, None
             record.exc_info = record.exc_text = None  # the traceback repeats the message
@@ -22,10 +22,10 @@ class _Redaction(logging.Filter):
 
 
 @contextmanager
-def redacted_logs(secrets: Sequence[str]) -> Iterator[None]:
-    """Within the block, no handler of DSPy's or the root logger writes one of `secrets`: providers repeat
-    the key that they refuse, and DSPy logs what they say."""
-    redaction = _Redaction(secrets)
+def redacted_logs(redactor: Redactor) -> Iterator[None]:
+    """Redact secrets in the handlers of DSPy's logger and the root logger. Providers repeat a rejected key in
+    their error message, which DSPy logs."""
+    redaction = _Redaction(redactor)
     handlers = [*logging.getLogger("dspy").handlers, *logging.getLogger().handlers]
     for handler in handlers:
         handler.addFilter(redaction)

@@ -1,102 +1,226 @@
-"""A language model under a run's control, of the same class to all appearances."""
+"""`ManagedLM`: a user's model under a run's control, by delegation."""
 
 import copy
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any, SupportsIndex
 
+import dspy
+from dspy.clients import _deprecation
 from dspy.utils.callback import with_callbacks
 
-from agentcore.lm._call import Call, asking
-from agentcore.lm._meter import call_record
+from agentcore._threads import run_in_thread
+from agentcore.lm._call import Call, TaskWaiting, ThreadWaiting, run_in_one_step
+from agentcore.lm._control import Control
+from agentcore.lm._guard import ReservesItself
 
-if TYPE_CHECKING:
-    from agentcore.lm._control import Control
+_OWN = frozenset({"_control", "_model", "_retries"})
 
 
-class Managed:
-    """Mixed into an LM's class by `Control.manage`."""
+class ManagedLM(ReservesItself, dspy.BaseLM):
+    """Wraps a user's model, applying a run's caps and limits; everything else is delegated to the model.
 
-    plain: type
-    _control: "Control"
+    The model is a copy of the user's and may be any `dspy.BaseLM`. If DSPy would retry its calls, they are
+    retried here instead, after the rate limit has been lowered.
+    """
+
+    def __init__(self, control: Control, lm: dspy.BaseLM) -> None:
+        # Doesn't call `BaseLM.__init__`: its attributes are read from the model, see `__getattr__`.
+        self._control = control
+        self._model = copy.copy(lm)
+        self._retries = 0
+        if _retried_by_dspy(lm):
+            self._retries = int(getattr(lm, "num_retries", 0) or 0)
+            self._model.num_retries = 0
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN:  # while an instance is being copied
+            raise AttributeError(name)
+        return getattr(self._model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _OWN or name == "num_retries":
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self._model, name, value)
 
     @property
     def num_retries(self) -> int:
-        """0 where DSPy would retry: retries are made here, after the limit was lowered."""
-        return 0 if hasattr(self, "_engine_spec") else int(self.__dict__.get("num_retries", 0))
+        return self._retries if _retried_by_dspy(self._model) else int(self._model.num_retries)
 
     @num_retries.setter
     def num_retries(self, value: int) -> None:
-        self.__dict__["num_retries"] = value
+        if _retried_by_dspy(self._model):
+            self._retries = value
+        else:
+            self._model.num_retries = value
 
-    def dump_state(self) -> dict[str, Any]:
-        state: dict[str, Any] = super().dump_state()  # type: ignore[misc]
-        return {**state, "num_retries": self.__dict__.get("num_retries", 0)}
+    def plain(self) -> dspy.BaseLM:
+        """A copy of the model without this run's control."""
+        model = copy.copy(self._model)
+        if _retried_by_dspy(model):
+            model.num_retries = self._retries
+        return model
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return self._control.manage(copy.deepcopy(_plain(self), memo))
+    # Defined by BaseLM, so `__getattr__` doesn't apply, but the model may override them
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """Another process gets the model without this run's control."""
-        return _itself, (_plain(self),)
+    @property
+    def supports_function_calling(self) -> bool:
+        return bool(self._model.supports_function_calling)
+
+    @property
+    def supports_reasoning(self) -> bool:
+        return bool(self._model.supports_reasoning)
+
+    @property
+    def supports_response_schema(self) -> bool:
+        return bool(self._model.supports_response_schema)
+
+    @property
+    def supports_decision_requests(self) -> bool:
+        return bool(self._model.supports_decision_requests)
+
+    @property
+    def supported_params(self) -> set[str]:
+        return set(self._model.supported_params)
+
+    def forward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        return self._model.forward(prompt=prompt, messages=messages, **kwargs)
+
+    async def aforward(self, prompt: Any = None, messages: Any = None, **kwargs: Any) -> Any:
+        return await self._model.aforward(prompt=prompt, messages=messages, **kwargs)
 
     def update_history(self, entry: dict[str, Any]) -> None:
-        call = asking.get(None)
-        if call is not None:
-            call.record = call_record(entry)
-        super().update_history(entry)  # type: ignore[misc]
+        self._model.update_history(entry)
 
-    @with_callbacks  # type: ignore[untyped-decorator]
-    def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        inner = _bare(super().__call__)  # type: ignore[misc]
-        return Call(self, prompt, messages, kwargs).run(
-            lambda: inner(self, prompt, messages=messages, **kwargs)
-        )
+    def inspect_history(self, *args: Any, **kwargs: Any) -> None:
+        self._model.inspect_history(*args, **kwargs)
 
-    @with_callbacks  # type: ignore[untyped-decorator]
-    async def acall(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-        inner = _bare(super().acall)  # type: ignore[misc]
-        return await Call(self, prompt, messages, kwargs).arun(
-            lambda: inner(self, prompt, messages=messages, **kwargs)
-        )
+    def dump_state(self) -> dict[str, Any]:
+        state: dict[str, Any] = self.plain().dump_state()
+        return state
+
+    def copy(self, **kwargs: Any) -> "ManagedLM":
+        return ManagedLM(self._control, self.plain().copy(**kwargs))
+
+    def __copy__(self) -> "ManagedLM":
+        return ManagedLM(self._control, self.plain())
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ManagedLM":
+        return ManagedLM(self._control, copy.deepcopy(self.plain(), memo))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        """Pickle the model without this run's control."""
+        return _itself, (self.plain(),)
+
+    # Calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return (_told_call if _is_told(_kind(self._model), "__call__") else _call)(self, *args, **kwargs)
+
+    async def acall(self, *args: Any, **kwargs: Any) -> Any:
+        if _only_synchronous(self._model):
+            return await run_in_thread(lambda: self(*args, **kwargs))
+        told = _is_told(_kind(self._model), "acall")
+        return await (_told_acall if told else _acall)(self, *args, **kwargs)
+
+    def _prepared(self, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> Call:
+        cached = _retried_by_dspy(self._model) and getattr(self._model, "_cache_responses", True)
+        return Call(self._control, self._model, self._retries, cached, prompt, messages, kwargs)
 
 
-def _bare(method: Any) -> Any:
-    """A method without its callbacks, which are called once for all attempts."""
-    function = method.__func__
+def _call(self: ManagedLM, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+    ask = _bare(_kind(self._model), "__call__")
+    with _adapters_messages(self, messages):
+        waiting = ThreadWaiting(lambda: ask(self._model, *_given(prompt), **_with(messages, kwargs)))
+        return run_in_one_step(self._prepared(prompt, messages, kwargs).run(waiting))
+
+
+async def _acall(self: ManagedLM, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+    ask = _bare(_kind(self._model), "acall")
+    with _adapters_messages(self, messages):
+        waiting = TaskWaiting(lambda: ask(self._model, *_given(prompt), **_with(messages, kwargs)))
+        return await self._prepared(prompt, messages, kwargs).run(waiting)
+
+
+# DSPy picks the callback handler by the function's name.
+_call.__name__, _acall.__name__ = "__call__", "acall"
+_told_call, _told_acall = with_callbacks(_call), with_callbacks(_acall)
+
+
+def _given(prompt: Any) -> tuple[Any, ...]:
+    return () if prompt is None else (prompt,)
+
+
+def _with(messages: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    return kwargs if messages is None else {"messages": messages, **kwargs}
+
+
+def _adapters_messages(managed: ManagedLM, messages: Any) -> Any:
+    """DSPy warns about messages that don't come from an adapter, and recognizes an adapter's call by its
+    model. Remove once DSPy drops this warning, in 3.5."""
+    origin = _deprecation._adapter_call.get()
+    written = origin is not None and origin[0] is managed and origin[1] is messages
+    return _deprecation.adapter_message_call(managed._model if written else None, messages)
+
+
+def _kind(lm: dspy.BaseLM) -> Any:
+    return type(lm)
+
+
+@cache
+def _is_told(kind: Any, method: str) -> bool:
+    """Whether the method notifies DSPy's callbacks. If so, they are notified once for all attempts instead. A
+    class that overrides the method decides for itself whether to notify them."""
+    return hasattr(getattr(kind, method), "__wrapped__")
+
+
+@cache
+def _bare(kind: Any, method: str) -> Any:
+    """A method without its callbacks."""
+    function = getattr(kind, method)
     return getattr(function, "__wrapped__", function)
 
 
-_classes: dict[type, type] = {}
+def _retried_by_dspy(lm: dspy.BaseLM) -> bool:
+    """Whether DSPy retries and caches the model's calls, as it does for models with an engine."""
+    return hasattr(lm, "_engine_spec")
 
 
-def _managed_class(plain: type) -> type:
-    if plain not in _classes:
-        made = type(plain.__name__, (Managed, plain), {"plain": plain})
-        # What is saved of the LM names its class: the one that can be imported.
-        made.__module__, made.__qualname__ = plain.__module__, plain.__qualname__
-        _classes[plain] = made
-    return _classes[plain]
+def _only_synchronous(lm: dspy.BaseLM) -> bool:
+    """Whether the class overrides only the synchronous methods: DSPy's inherited asynchronous methods would
+    bypass them, or fail."""
+    return "forward" in vars(lm) or _overrides_synchronous_half(_kind(lm))
 
 
-def managed_copy(lm: Any, control: "Control") -> Any:
-    managed = copy.copy(lm)
-    managed.__class__ = _managed_class(type(lm))
-    managed._control = control
-    return managed
+@cache
+def _overrides_synchronous_half(kind: Any) -> bool:
+    for part in kind.__mro__:
+        own = vars(part)
+        if "acall" in own or "aforward" in own:
+            return False
+        if "__call__" in own or "forward" in own:
+            return True
+    return False
 
 
-def unmanaged(program: Any) -> Any:
-    """The program with its models as they were."""
+def manage(control: Control, lm: dspy.BaseLM) -> dspy.BaseLM:
+    """A model under a run's control; None stays None."""
+    return lm if lm is None or isinstance(lm, ManagedLM) else ManagedLM(control, lm)
+
+
+def manage_program(control: Control, program: dspy.Module) -> dspy.Module:
+    """The program, with its own models under control."""
     for predictor in program.predictors():
-        if isinstance(predictor.lm, Managed):
-            predictor.lm = _plain(predictor.lm)
+        predictor.lm = manage(control, predictor.lm)
     return program
 
 
-def _plain(managed: Any) -> Any:
-    plain = copy.copy(managed)
-    plain.__class__ = type(managed).plain
-    del plain._control
-    return plain
+def unmanaged(program: dspy.Module) -> dspy.Module:
+    """The program, with its models as they were."""
+    for predictor in program.predictors():
+        if isinstance(predictor.lm, ManagedLM):
+            predictor.lm = predictor.lm.plain()
+    return program
 
 
 def _itself(value: Any) -> Any:

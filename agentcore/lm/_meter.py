@@ -1,14 +1,18 @@
-"""Counts what every LM call cost, by stage, whichever thread or copy of an LM made it."""
+"""Records the cost of every LM call by stage, regardless of which thread or copy of an LM makes it."""
 
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 import dspy
 
 from agentcore.lm._prices import Prices
+
+asking: ContextVar[Any] = ContextVar("agentcore_asking", default=None)
+"""The managed call being made in this context, on which its `CallRecord` is stored; None outside of one."""
 
 
 @dataclass(frozen=True)
@@ -19,15 +23,15 @@ class CallRecord:
     input_tokens: int
     output_tokens: int
     cost_usd: float | None
-    """USD; None where the price is unknown; 0 for a cache hit."""
+    """USD; None if the price is unknown, 0 for a cache hit."""
     cache_hit: bool
     answers: int = 1
-    """Requests that were made for it: several where it asked for `n` answers."""
+    """Number of answers, each counted as a call: more than one if the call asked for `n` of them."""
 
 
 @dataclass(frozen=True)
 class Spend:
-    """A sum over calls. Cache hits are counted apart from `calls` and cost nothing."""
+    """A sum over calls. Cache hits are counted separately from `calls` and cost nothing."""
 
     calls: int = 0
     cache_hits: int = 0
@@ -42,7 +46,7 @@ class Spend:
 
     @property
     def cost_usd(self) -> float | None:
-        """USD, or None where at least one call's price is unknown."""
+        """USD; None if the price of at least one call is unknown."""
         return None if self.unpriced_calls else self.known_cost_usd
 
     def plus(self, call: CallRecord) -> "Spend":
@@ -59,10 +63,10 @@ class Spend:
 
 
 class _Sink:
-    """Stands in DSPy's `caller_modules`, so that `record_history` appends every call's entry to it.
+    """An entry of DSPy's `caller_modules`, so that `record_history` appends every call's entry to it.
 
-    `lm.history` would miss the copies that the proposer makes and drop entries past a cap; a callback
-    sees neither usage nor cost. Lift once DSPy's `on_lm_end` carries both.
+    `lm.history` would miss calls of copies that the proposer makes, and drops entries beyond its limit; a
+    callback sees neither usage nor cost. Remove once DSPy's `on_lm_end` carries both.
     """
 
     def __init__(self) -> None:
@@ -74,9 +78,11 @@ class _Sink:
         return 0
 
     def append(self, entry: dict[str, Any]) -> None:
-        call = call_record(entry)
+        record = call_record(entry)
+        if (call := asking.get()) is not None:
+            call.record = record
         with self._lock:
-            self.spend = self.spend.plus(call)
+            self.spend = self.spend.plus(record)
 
 
 def call_record(entry: dict[str, Any]) -> CallRecord:
@@ -87,7 +93,7 @@ def call_record(entry: dict[str, Any]) -> CallRecord:
     given = int(usage.get("completion_tokens") or usage.get("output_tokens") or 0)
     price = (dspy.settings.get("agentcore_prices") or {}).get(model)
     cost = entry.get("cost") if price is None else price.of(taken, given)
-    # A cache hit repeats the old price. The offline engine is run here, for nothing.
+    # A cache hit reports the original cost again. The offline engine runs locally, for free.
     if cache_hit or (price is None and model.startswith("offline/")):
         cost = 0.0
     responses = entry.get("response")
@@ -102,9 +108,9 @@ def call_record(entry: dict[str, Any]) -> CallRecord:
 
 
 def _stored_usage(response: Any) -> bool:
-    """Whether a response reports usage that its history entry doesn't: DSPy's mark of a cache hit.
+    """Whether a response has usage but its history entry has none, which is how DSPy marks a cache hit.
 
-    A provider that reports none at all leaves both empty; its calls count as made, at an unknown price.
+    If the provider reports no usage at all, both are empty: it counts as a call with an unknown price.
     """
     first = response[0] if isinstance(response, (list, tuple)) and response else response
     usage = first.get("usage") if isinstance(first, dict) else getattr(first, "usage", None)
@@ -125,17 +131,17 @@ def collect_spend() -> Iterator[_Sink]:
 
 @contextmanager
 def _calling(callers: list[Any], **settings: Any) -> Iterator[None]:
-    # A user who turned histories off would turn the account off with them.
+    # Metering relies on the history, so it is enabled even if the user disabled it.
     size = dspy.settings.max_history_size or 10_000
     with dspy.context(caller_modules=callers, disable_history=False, max_history_size=size, **settings):
         yield
 
 
 class Meter:
-    """The account of one run, by stage; of nested stages the innermost counts. Thread-safe.
+    """Spend of one run by stage. Nested stages are charged to the innermost one. Thread-safe.
 
     Args:
-        prices: the user's own, by model; where there is none, what the LM tells counts.
+        prices: user-supplied prices by model; for other models the cost reported by the LM is used.
     """
 
     def __init__(self, prices: Prices | None = None) -> None:
@@ -143,7 +149,7 @@ class Meter:
         self._sinks: dict[str, _Sink] = {}
 
     def start_from(self, spent: Mapping[str, Spend]) -> None:
-        """Begin with what earlier processes of the same run spent, by stage."""
+        """Start from the spend of earlier processes of the same run, by stage."""
         for name, spend in spent.items():
             self._sink(name).spend = spend
 
@@ -158,7 +164,7 @@ class Meter:
         return self._sinks.setdefault(name, _Sink())
 
     def by_stage(self) -> dict[str, Spend]:
-        """Of the stages in which a call was answered."""
+        """Spend of each stage in which a call was answered."""
         found = {name: sink.spend for name, sink in list(self._sinks.items())}
         return {name: spend for name, spend in found.items() if spend.calls or spend.cache_hits}
 

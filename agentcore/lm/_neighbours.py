@@ -1,4 +1,4 @@
-"""Nearest neighbour among a prompt's demonstrations."""
+"""Ranks a prompt's demonstrations by distance to the query."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ class Neighbour(NamedTuple):
 
 
 def rank(demos: Sequence[dict[str, str]], query: dict[str, str], fields: Sequence[Field]) -> list[Neighbour]:
-    """All demonstrations, nearest first; of equally near ones, the earlier.
+    """All demonstrations, nearest first; ties keep their order in the prompt.
 
-    The distance is the root mean square over the input fields of: the difference over the range (numbers),
-    0 or 1 (fields with listed values), 1 − cosine of TF-IDF vectors (text), 1 (a value is missing).
+    The distance is the root mean square of the distances per input field: the difference divided by the range
+    (numbers), 0 or 1 (fields with listed values), 1 − cosine of TF-IDF vectors (text), 1 (a missing value).
     """
     if not demos:
         return []
@@ -53,10 +53,10 @@ def _distances(values: list[str | None], target: str | None, field: Field) -> li
 def _text_distances(values: list[str | None], target: str) -> list[float]:
     texts = [value or "" for value in values]
     try:
-        # The default pattern drops words of one letter; digits and single letters matter here.
-        words = TfidfVectorizer(token_pattern=r"\w+")  # noqa: S106 - of words, no secret
+        # The default pattern drops one-character words, but digits and single letters matter here.
+        words = TfidfVectorizer(token_pattern=r"\w+")  # noqa: S106 - a pattern, not a secret
         vectors = words.fit_transform([*texts, target])
-    except ValueError:  # no word in any of them
+    except ValueError:  # none of the texts contains a word
         return [0.0 if value == target else 1.0 for value in values]
     similarity = cosine_similarity(vectors[:-1], vectors[-1]).ravel()
     return [

@@ -1,10 +1,13 @@
-"""What a call may cost: the price of a model's tokens, and how many a call can have."""
+"""Token prices, and upper bounds on the number of tokens in a call."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentcore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import dspy
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ def parse_prices(given: Mapping[str, Any]) -> dict[str, Price]:
     """Prices by model, from `Price`s, pairs (input, output) or `{"input": …, "output": …}`.
 
     Raises:
-        ConfigurationError: something else, or a negative price.
+        ConfigurationError: a value has another form, or a price is negative.
     """
     found = {}
     for model, value in given.items():
@@ -46,21 +49,21 @@ def parse_prices(given: Mapping[str, Any]) -> dict[str, Price]:
     return found
 
 
-def price_of(lm: Any, prices: Prices) -> Price | None:
-    """The price that the user gave, else litellm's; None where there is none."""
+def price_of(lm: "dspy.BaseLM", prices: Prices) -> Price | None:
+    """The user's price, else litellm's; None if neither exists."""
     model = str(lm.model)
     if model in prices:
         return prices[model]
     if model.startswith("offline/"):
-        return Price(0.0, 0.0)  # run here, for nothing
+        return Price(0.0, 0.0)  # runs locally, for free
     found = _listed(model)
     if found.get("input_cost_per_token") is None or found.get("output_cost_per_token") is None:
         return None
     return Price(1e6 * found["input_cost_per_token"], 1e6 * found["output_cost_per_token"])
 
 
-def most_output_tokens(lm: Any, asked: Mapping[str, Any] | None = None) -> int | None:
-    """How many tokens an answer can have, says the call, the LM or litellm's table; None where none does."""
+def most_output_tokens(lm: "dspy.BaseLM", asked: Mapping[str, Any] | None = None) -> int | None:
+    """Maximum answer length in tokens, from the call, the LM or litellm's table; None if unknown."""
     for given in (asked or {}, getattr(lm, "kwargs", None) or {}):
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
             if given.get(name) is not None:
@@ -70,12 +73,12 @@ def most_output_tokens(lm: Any, asked: Mapping[str, Any] | None = None) -> int |
 
 
 def most_input_tokens(texts: list[str]) -> int:
-    """An upper bound: no tokenizer makes more tokens of a text than it has bytes."""
+    """An upper bound: no tokenizer makes more tokens from a text than it has bytes."""
     return sum(len(text.encode("utf-8", "replace")) + _PER_MESSAGE for text in texts)
 
 
 _PER_MESSAGE = 16
-"""Tokens that a provider adds to mark a message's role."""
+"""Tokens that a provider adds for a message's role."""
 
 
 def _listed(model: str) -> dict[str, Any]:

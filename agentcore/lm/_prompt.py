@@ -1,4 +1,4 @@
-"""Reads a task back out of the prompt that DSPy's chat, JSON or XML adapter made of it."""
+"""Parses prompts made by DSPy's chat, JSON and XML adapters back into the task, and renders replies."""
 
 import ast
 import json
@@ -25,7 +25,7 @@ class Field:
 
     @property
     def allowed(self) -> tuple[str, ...]:
-        """The values that the type allows, as text; empty where it doesn't list them."""
+        """The values that the type allows, as text; empty if it doesn't list them."""
         if self.type == "bool":
             return ("True", "False")
         if self.type.startswith("Literal[") and self.type.endswith("]"):
@@ -49,7 +49,7 @@ class Prompt:
 
 
 def parse_prompt(system: str, messages: Sequence[tuple[str, str]]) -> Prompt | None:
-    """The task in `system` and (role, text) `messages`, or None where no supported adapter made them."""
+    """The task in `system` and (role, text) `messages`, or None if no supported adapter made them."""
     before, found, after = system.partition("Your output fields are:")
     if not found or "Your input fields are:" not in before or not messages or messages[-1][0] != "user":
         return None
@@ -70,7 +70,7 @@ def parse_prompt(system: str, messages: Sequence[tuple[str, str]]) -> Prompt | N
 
 
 def render(prompt: Prompt, values: dict[str, str]) -> str:
-    """A reply in the form that the prompt's adapter parses."""
+    """A reply in the format that the prompt's adapter expects."""
     types = {field.name: field.type for field in prompt.outputs}
     if prompt.style == "json":
         return json.dumps({name: _typed(value, types[name]) for name, value in values.items()})
@@ -82,7 +82,7 @@ def render(prompt: Prompt, values: dict[str, str]) -> str:
 
 
 def _is_plain(type_name: str) -> bool:
-    """Whether XML holds the type as escaped text, not as elements of its own."""
+    """Whether the XML adapter writes the type as escaped text rather than as nested elements."""
     return type_name in ("str", "int", "float", "bool") or type_name.startswith("Literal[")
 
 
@@ -123,7 +123,7 @@ def _values(text: str, style: Style, fields: Sequence[Field], *, reply: bool = F
 
 
 def _xml_values(text: str, fields: Sequence[Field], reply: bool) -> dict[str, str]:
-    """XML is escaped in replies only."""
+    """Extract values from XML, which is escaped in replies only."""
     found = {}
     for field in fields:
         name = re.escape(field.name)

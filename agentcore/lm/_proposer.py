@@ -1,4 +1,4 @@
-"""The offline engine's answers to MIPROv2's proposer, put together from the data that it was shown."""
+"""The offline engine's answers to MIPROv2's proposer, built from the data in its prompts."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ _MAX_FIELDS = 6
 
 
 def proposal(prompt: Prompt) -> str | None:
-    """The answer where the prompt is one of the proposer's, else None."""
+    """The answer if the prompt is one of the proposer's, else None."""
     answer = _ANSWERS.get(tuple(field.name for field in prompt.outputs))
     return answer(prompt.query) if answer else None
 
@@ -103,7 +103,7 @@ def _describe(rows: Sequence[dict[str, Any]], name: str) -> str:
 
 
 def _separating(rows: Sequence[dict[str, Any]], inputs: Sequence[str], label: str) -> str:
-    """The number that differs most between the label's values, with its mean for each."""
+    """Describes the numeric input whose mean differs most between labels, with its mean for each label."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(str(row[label]), []).append(row)

@@ -1,10 +1,13 @@
-"""From what the user said to a `dspy.LM`."""
+"""Resolves a user's argument or settings to a `dspy.LM`."""
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentcore.errors import ConfigurationError
 from agentcore.settings import Settings
+
+if TYPE_CHECKING:
+    import dspy
 
 OFFLINE_LM = "offline/knn"
 OFFLINE_NOTE = "offline/knn is not a large language model: it shows the mechanics"
@@ -18,28 +21,28 @@ def offline_lm(
     cache: bool = False,
     num_retries: int = 3,
     max_tokens: int = 1000,
-) -> Any:
+) -> "dspy.LM":
     """The offline engine as a `dspy.LM`; `lm.engine.calls` counts its requests.
 
     Args:
-        latency: seconds that each request takes.
+        latency: seconds per request.
         error_rate: share of requests, 0–1, that fail with a retryable error.
-        seed: of the draws that decide which requests fail.
+        seed: random seed that determines which requests fail.
         cache: whether DSPy caches its answers.
         num_retries: DSPy's retries of a failed request.
-        max_tokens: that an answer can have; what is longer is cut.
+        max_tokens: maximum answer length; longer answers are truncated.
     """
     from agentcore.lm.offline import make_offline_lm
 
     return make_offline_lm(latency, error_rate, seed, cache, num_retries, max_tokens)
 
 
-def resolve_lm(lm: Any = None) -> Any:
-    """The LM given (a `dspy.LM` or a name such as `openai/gpt-5-mini`), else `AGENTCORE_LM`, else
-    `dspy.settings.lm`.
+def resolve_lm(lm: "dspy.BaseLM | str | None" = None) -> "dspy.BaseLM":
+    """Resolve `lm`, a `dspy.LM` or a name such as `openai/gpt-5-mini`. None uses `AGENTCORE_LM` if set,
+    otherwise `dspy.settings.lm`.
 
     Raises:
-        ConfigurationError: there is none, or the name can't be one.
+        ConfigurationError: there is none, or the name is not valid.
     """
     import dspy
 
@@ -56,12 +59,12 @@ def resolve_lm(lm: Any = None) -> Any:
         raise ConfigurationError(f"lm must be a dspy.LM or a name, got {type(lm).__name__}")
     if lm.startswith("offline/"):
         if lm != OFFLINE_LM:
-            raise ConfigurationError(f"no offline model {lm!r}: there is {OFFLINE_LM!r}")
+            raise ConfigurationError(f"no offline model {lm!r}: use {OFFLINE_LM!r}")
         return offline_lm()
     provider, separator, model = lm.partition("/")
     if not (provider and separator and model):
         raise ConfigurationError(
-            f"{lm!r} names no language model: use provider/model, such as openai/gpt-5-mini"
+            f"{lm!r} is not a language model: use provider/model, such as openai/gpt-5-mini"
         )
     try:
         return dspy.LM(lm)
@@ -77,7 +80,7 @@ _SECRET_HEADER = re.compile(r"authorization|cookie|key|token|secret", re.IGNOREC
 
 
 def lm_secrets(*lms: Any) -> list[str]:
-    """The secret values that LMs carry: API keys, and headers that authenticate."""
+    """The secrets that LMs hold: API keys and authentication headers."""
     found: list[str] = []
     for lm in lms:
         for name, value in (getattr(lm, "kwargs", None) or {}).items():

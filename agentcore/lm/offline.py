@@ -1,10 +1,10 @@
 """`offline/knn`: an in-process engine that learns in context from the demonstrations in its prompt.
 
-It is **not a large language model** and has no knowledge: it shows the mechanics of an optimization
-without a key or a network, and serves tests and benchmarks as an engine with a settable latency and error
-rate. It reads fields, allowed values and demonstrations out of the prompts of DSPy's chat, JSON and XML
-adapters and answers with the outputs of the nearest demonstration (see `_neighbours.rank`). Without
-demonstrations it picks among the allowed values by a hash of the inputs, whatever the instruction says.
+It is **not a large language model** and has no knowledge. It demonstrates an optimization without a key or a
+network, and gives tests and benchmarks an engine with configurable latency and error rate. It parses fields,
+allowed values and demonstrations from the prompts of DSPy's chat, JSON and XML adapters, and answers with the
+outputs of the nearest demonstration (see `_neighbours.rank`). Without demonstrations, it picks one of the
+allowed values by a hash of the inputs, and ignores the instruction.
 """
 
 import asyncio
@@ -32,19 +32,19 @@ _TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
 class OfflineEngine:
-    """The synchronous half. `calls` counts requests, also those that `error_rate` made fail.
+    """The synchronous engine. `calls` counts requests, including those that `error_rate` made fail.
 
     Thread safety: any number of threads and event loops may share one engine.
 
     Args:
         latency: seconds that each request takes.
         error_rate: share of requests, 0–1, that fail with a (retryable) server error.
-        seed: of the draws that decide which requests fail.
+        seed: seed for choosing which requests fail.
     """
 
     def __init__(self, latency: float = 0.0, error_rate: float = 0.0, seed: int = 0) -> None:
         if latency < 0 or not 0 <= error_rate <= 1:
-            raise ValueError("latency must be ≥ 0 and error_rate in 0–1")
+            raise ValueError("latency must be ≥ 0 and error_rate between 0 and 1")
         self.latency = latency
         self.error_rate = error_rate
         self.seed = seed
@@ -65,7 +65,7 @@ class OfflineEngine:
 
     def _finish(self, request: Request, failing: bool) -> Response:
         if failing:
-            raise ServerError("offline/knn: a failure drawn by error_rate", status=503)
+            raise ServerError("offline/knn: failure requested by error_rate", status=503)
         system = request.system if isinstance(request.system, str) else ""
         messages = [(message.role, message.text or "") for message in request.messages]
         text, reason = answer(system, messages), "stop"
@@ -89,11 +89,11 @@ class OfflineEngine:
         return cls(**state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OfflineEngine":
-        return self  # one engine, one count, however often DSPy copies a program
+        return self  # all of DSPy's copies of a program share one engine and its count
 
 
 class AsyncOfflineEngine:
-    """The asynchronous half: the same engine, waiting without a thread."""
+    """The asynchronous engine: like the synchronous one, but waits without blocking a thread."""
 
     def __init__(self, engine: OfflineEngine) -> None:
         self.engine = engine
@@ -117,8 +117,8 @@ class AsyncOfflineEngine:
 
 def make_offline_lm(
     latency: float, error_rate: float, seed: int, cache: bool, num_retries: int, max_tokens: int
-) -> Any:
-    """A `dspy.LM` over a new engine, which is its `engine`."""
+) -> dspy.LM:
+    """A `dspy.LM` with a new engine, available as its `engine` attribute."""
     engine = OfflineEngine(latency, error_rate, seed)
     return dspy.LM(
         "offline/knn",
@@ -135,7 +135,7 @@ def _end_of_token(text: str, count: int) -> int:
 
 
 def count_tokens(text: str) -> int:
-    """Words and single punctuation marks: a simple tokenizer, but a real count."""
+    """Count words and punctuation marks: a simple tokenizer, but an actual count."""
     return len(_TOKEN.findall(text))
 
 

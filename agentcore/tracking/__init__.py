@@ -1,40 +1,84 @@
-"""Runs, metrics and models in MLflow, without its fluent API and without pickle."""
+"""Runs, metrics, artifacts and models in MLflow, without its fluent API and without pickle.
 
-from agentcore.journal import TrialPoint
+`RunTracker` is generic; `agentcore.dspy_optimization.tracking.MLflowTracker` adds what an optimization logs.
+Importing this package imports neither MLflow nor DSPy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from agentcore._process import limit_exit
 from agentcore.settings import MLflowConfig
-from agentcore.tracking._archive import Archive
-from agentcore.tracking._client import connection_to, set_client_environment
-from agentcore.tracking._delivery import (
-    Delivery,
-    delivery_for,
-    destination_of,
-    limit_exit,
-    stop_deliveries,
+from agentcore.tracking._archive import Archive, archive, plan_archive
+from agentcore.tracking._connection import connection_to, prepare_environment, remove_unfinished
+from agentcore.tracking._delivery import Delivery, delivery_for, destination_of, stop_deliveries
+from agentcore.tracking._entries import Draft, Entries, RunRequest
+from agentcore.tracking._events import (
+    ArtifactLogged,
+    DatasetUsed,
+    FilesRendered,
+    InputsLogged,
+    MetricsLogged,
+    ModelLogged,
+    ParamsLogged,
+    RunCreated,
+    RunEnded,
+    RunReopened,
+    TagsSet,
+    TrackingEvent,
 )
-from agentcore.tracking._entries import Draft, Entries
-from agentcore.tracking._interrupted import interrupted_runs, mark_interrupted
-from agentcore.tracking._program_files import load_program, program_state, save_program
-from agentcore.tracking._runs import TrackedRun
-from agentcore.tracking._tracker import MLflowTracker
+from agentcore.tracking._gateway import Gateway
+from agentcore.tracking._run_models import model_drafts, model_names
+from agentcore.tracking._run_tracker import RunStatus, RunTracker, SyncRunTracker
+from agentcore.tracking._writer import RunWriter
+
+if TYPE_CHECKING:
+    from agentcore.tracking._program_files import load_program, program_state, save_program
+
+_NEEDS_DSPY = ("load_program", "program_state", "save_program")
 
 __all__ = [
     "Archive",
+    "ArtifactLogged",
+    "DatasetUsed",
     "Delivery",
     "Draft",
     "Entries",
+    "FilesRendered",
+    "Gateway",
+    "InputsLogged",
     "MLflowConfig",
-    "MLflowTracker",
-    "TrackedRun",
-    "TrialPoint",
+    "MetricsLogged",
+    "ModelLogged",
+    "ParamsLogged",
+    "RunCreated",
+    "RunEnded",
+    "RunReopened",
+    "RunRequest",
+    "RunStatus",
+    "RunTracker",
+    "RunWriter",
+    "SyncRunTracker",
+    "TagsSet",
+    "TrackingEvent",
+    "archive",
     "connection_to",
     "delivery_for",
     "destination_of",
-    "interrupted_runs",
     "limit_exit",
     "load_program",
-    "mark_interrupted",
+    "model_drafts",
+    "model_names",
+    "plan_archive",
+    "prepare_environment",
     "program_state",
+    "remove_unfinished",
     "save_program",
-    "set_client_environment",
     "stop_deliveries",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NEEDS_DSPY:
+        return getattr(import_module("agentcore.tracking._program_files"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

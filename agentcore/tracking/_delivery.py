@@ -1,4 +1,4 @@
-"""Delivery: follows the journal to one MLflow in the background, at its own pace."""
+"""Background delivery of journal entries to MLflow."""
 
 import atexit
 import logging
@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from agentcore import _process
 from agentcore._forks import not_forked
-from agentcore.errors import AgentCoreError, JournalError, LeaseLostError, TrackingError, first_line
+from agentcore._redaction import first_line
+from agentcore.errors import AgentCoreError, JournalError, LeaseLostError, TrackingError
 from agentcore.journal import Journal
 from agentcore.settings import MLflowConfig, Settings, shown_uri
-from agentcore.tracking._client import Connection, Held, Unreachable, connection_to
+from agentcore.tracking._connection import Connection, Held, Unreachable, connection_to
 from agentcore.tracking._sender import Sender
 
 _logger = logging.getLogger("agentcore")
@@ -20,16 +22,16 @@ _logger = logging.getLogger("agentcore")
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
 _TAKEN_PAUSE = 1.0
-"""When to ask again for a run that another process delivers."""
+"""Seconds until retrying a run that another process is delivering."""
 _POLL = 1.0
 _SILENCE = 120.0
-"""How long a flush without a time limit bears that nothing moves and nothing fails: another process that is
-suspended may be delivering the run."""
+"""Seconds that a flush without a timeout waits if there is neither progress nor a failure, e.g. because a
+suspended process is delivering the run."""
 
 
 @dataclass
 class _Failure:
-    """What stands in the way of a run's delivery."""
+    """The last error in a run's delivery."""
 
     error: TrackingError
     count: int
@@ -44,17 +46,17 @@ class _Failure:
 
 
 class Delivery:
-    """Threads that bring the runs of one destination to it: in order within a run, several runs at once.
+    """Threads that deliver the runs of one destination: in order within a run, several runs at once.
 
-    Each run is delivered under a lease, so that it is safe beside `agentcore sync` and other processes.
-    Failures are tried again, with pauses that grow to 30 s; what waits stays in the journal.
+    Each run is delivered under a lease, so `agentcore sync` and other processes can run at the same time.
+    Failures are retried with pauses of up to 30 s; undelivered entries stay in the journal.
     """
 
     def __init__(self, journal: Journal, config: MLflowConfig, own: set[str] | None = None) -> None:
         self.journal = journal
         self.destination = destination_of(config)
         self.own = set() if own is None else own
-        """Runs that this process writes to, by whichever delivery to this destination."""
+        """Runs that this process writes to, through any delivery to this destination."""
         self.connection: Connection = connection_to(config)
         self._due: dict[str, float] = {}
         self._active: set[str] = set()
@@ -71,7 +73,7 @@ class Delivery:
         return self._stopping
 
     def notify(self, stream: str) -> None:
-        """Something was appended to this process's `stream`."""
+        """Report that something was appended to this process's `stream`."""
         with self._changed:
             self.own.add(stream)
             self._due.setdefault(stream, 0.0)
@@ -79,8 +81,8 @@ class Delivery:
             self._changed.notify_all()
 
     def deliver_backlog(self) -> list[str]:
-        """Take on the runs that wait for this destination, but for those of a process that works on them and
-        sees to them itself; returns their ids."""
+        """Schedule the runs waiting for this destination, except those of processes that are still working on
+        them and deliver them themselves; returns their ids."""
         found = [item.id for item in self.journal.waiting(self.destination) if item.working != "yes"]
         with self._changed:
             for stream in found:
@@ -91,7 +93,7 @@ class Delivery:
         return found
 
     def problem(self, stream: str | None = None) -> str | None:
-        """Why a run (or any) is not delivered at present."""
+        """The error that currently blocks the delivery of a run (or of any run), if there is one."""
         with self._changed:
             if stream is not None:
                 failure = self._failures.get(stream)
@@ -99,8 +101,9 @@ class Delivery:
             return next((str(item.error) for item in self._failures.values()), None)
 
     def wait_for_run(self, stream: str, seconds: float) -> str | None:
-        """The run's id once the server has made it; None if it fails, or doesn't answer within `seconds`,
-        counted from when MLflow is imported.
+        """Wait until the server has created the run, and return its id.
+
+        None if that fails or takes longer than `seconds`, not counting the time to import MLflow.
 
         Raises:
             Held: the server refuses this client.
@@ -130,8 +133,8 @@ class Delivery:
 
         Args:
             streams: their ids; default: those that this process wrote to.
-            timeout: seconds after which to give up; None waits as long as something moves.
-            patience: seconds for which nothing but failures is borne.
+            timeout: seconds after which to give up; None waits as long as there is progress.
+            patience: seconds to keep waiting while deliveries fail without any progress.
 
         Raises:
             TrackingError: not everything was delivered; it stays in the journal.
@@ -161,13 +164,13 @@ class Delivery:
                 self._changed.wait(0.1)
 
     def halt(self) -> None:
-        """Begin nothing more."""
+        """Start nothing more."""
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """End the threads after the request that each has under way."""
+        """Stop the threads once each has finished its request in flight."""
         self.halt()
         for thread in self._threads:
             thread.join(timeout=2 * self.connection.config.request_timeout)
@@ -185,11 +188,11 @@ class Delivery:
 
     def _undelivered(self, left: dict[str, int], error: TrackingError | None) -> TrackingError:
         runs = "1 run waits" if len(left) == 1 else f"{len(left)} runs wait"
-        why = str(error) if error else f"MLflow at {self.destination} did not take all in time"
-        return TrackingError(f"{why}. {runs} in the journal: agentcore sync delivers them")
+        why = str(error) if error else f"MLflow at {self.destination} did not accept everything in time"
+        return TrackingError(f"{why}. {runs} in the journal; deliver with: agentcore sync")
 
     def _start(self) -> None:
-        """Called with the condition held. All threads start now: at exit none can be started any more."""
+        """Start all threads; at exit no more can be started. The caller holds the condition."""
         if self._threads or self._stopping:
             return
         for number in range(self.connection.slots):
@@ -208,9 +211,9 @@ class Delivery:
                 taken = True
             except TrackingError as failure:
                 error = failure
-            except AgentCoreError as failure:  # the journal can't be read or written just now
+            except AgentCoreError as failure:  # the journal can't be read or written right now
                 error = TrackingError(str(failure))
-            except Exception as failure:  # noqa: BLE001 - kept in the journal and told; one run must not stop all
+            except Exception as failure:  # noqa: BLE001 - reported and retried; must not stop other runs
                 error = TrackingError(f"a delivery failed: {first_line(failure)}")
             self._finished(stream, error, taken)
 
@@ -223,7 +226,7 @@ class Delivery:
                     for stream, when in self._due.items()
                     if stream not in self._active and when <= now
                 ]
-                # While the server is away, one request asks whether it is back.
+                # While the server is unreachable, only one request at a time checks whether it is back.
                 away = any(isinstance(item.error, Unreachable) for item in self._failures.values())
                 if due and not (away and self._active):
                     _, stream = min(due, key=lambda item: item[0])
@@ -242,7 +245,7 @@ class Delivery:
                 self._changed.notify_all()
 
     def _deliver(self, stream: str) -> bool:
-        """Deliver what waits; False where another process does."""
+        """Deliver a run's waiting entries; False if another process is delivering them."""
         lease = self.journal.acquire(stream, "deliver").result()
         if lease is None:
             return False
@@ -274,7 +277,7 @@ class Delivery:
             else:
                 self._failures.pop(stream, None)
                 if not self._failures:
-                    for other, when in self._due.items():  # the server is back: no pause is due any more
+                    for other, when in self._due.items():  # the server is back: skip the remaining pauses
                         self._due[other] = min(when, now)
                 if taken and stream in self.own:
                     self._due[stream] = now + _TAKEN_PAUSE
@@ -282,7 +285,7 @@ class Delivery:
 
 
 def destination_of(config: MLflowConfig) -> str:
-    """How the journal names a tracking server: its URI without a password, a file's path made absolute."""
+    """A tracking server's name in the journal: its URI without a password, and with an absolute file path."""
     uri = config.tracking_uri
     prefix = "sqlite:///"
     if uri.startswith(prefix) and not uri.startswith(prefix + "/"):
@@ -293,14 +296,13 @@ def destination_of(config: MLflowConfig) -> str:
 _deliveries: dict[tuple[int, str, int, int], Delivery] = {}
 _own: dict[tuple[int, str, int], set[str]] = {}
 _lock = threading.Lock()
-_exit_seconds: float | None = 10.0
 
 
 def delivery_for(journal: Journal, config: MLflowConfig) -> Delivery:
-    """The delivery from a journal to a server; one for each server and credentials in this process."""
+    """The delivery from a journal to a server; one per server and credentials in this process."""
     with not_forked(), _lock:
         where = (id(journal), destination_of(config), os.getpid())
-        # Other credentials or limits make another delivery: the first may be of no use.
+        # Other credentials or limits get their own delivery, since the existing one may not work.
         key = (*where, id(connection_to(config)))
         if key not in _deliveries:
             if not _deliveries:
@@ -313,7 +315,7 @@ def delivery_for(journal: Journal, config: MLflowConfig) -> Delivery:
 
 
 def _take_over(delivery: Delivery) -> None:
-    """What earlier processes left is delivered with what this one writes; what is old and delivered goes."""
+    """Deliver what earlier processes left in the journal, and prune old delivered runs."""
     try:
         delivery.deliver_backlog()
         keep_ms = Settings().journal_keep_days * 86_400_000
@@ -322,14 +324,8 @@ def _take_over(delivery: Delivery) -> None:
         _logger.warning("%s", error)
 
 
-def limit_exit(seconds: float | None) -> None:
-    """How long the end of the process may wait for deliveries; None where the program sees to them itself."""
-    global _exit_seconds
-    _exit_seconds = seconds
-
-
 def stop_deliveries() -> None:
-    """End all deliveries of this process; the journal keeps what they have not delivered."""
+    """Stop all deliveries of this process; undelivered entries stay in the journal."""
     with _lock:
         for delivery in _deliveries.values():
             delivery.stop()
@@ -338,9 +334,9 @@ def stop_deliveries() -> None:
 
 
 def _at_exit() -> None:
-    if _exit_seconds is None:
+    if _process.exit_seconds is None:
         return
-    deadline = time.monotonic() + _exit_seconds
+    deadline = time.monotonic() + _process.exit_seconds
     for (_, _, pid, _), delivery in list(_deliveries.items()):
         if pid != os.getpid():
             continue  # a forked child has none of the threads

@@ -1,57 +1,49 @@
-"""From what is logged to entries of the journal: checked, without secrets, cut where MLflow would cut."""
+"""Converts logged values to journal entries: validated, redacted, and truncated to MLflow's limits."""
 
 import getpass
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from agentcore._redaction import Redactor, encodable
 from agentcore._version import __version__
-from agentcore.data import Dataset, Splits
-from agentcore.errors import ArtifactError, ConfigurationError, environment_secrets, redact
-from agentcore.evaluation import Comparison, EvaluationReport, PerformanceMetrics
-from agentcore.journal import (
+from agentcore.data import Dataset
+from agentcore.errors import ArtifactError, ConfigurationError
+from agentcore.settings import MLflowConfig
+from agentcore.tracking._events import (
     ArtifactLogged,
     DatasetUsed,
     InputsLogged,
     MetricsLogged,
     ParamsLogged,
-    PlotsLogged,
     RunCreated,
     TagsSet,
     TrackingEvent,
-    TrialPoint,
 )
-from agentcore.settings import MLflowConfig
 from agentcore.tracking._requests import KEY_TAG
 
 _MAX_PARAM = 6000
 _MAX_TAG = 8000
+_MAX_RUN_NAME = 250
 _MAX_NAME = 200
-"""Bytes; file systems take 255, and stores of artifacts add to it."""
+"""Bytes; file systems allow 255, and artifact stores add to it."""
 DIGEST_TAG = "agentcore.sha256."
-"""Followed by an artifact's path, holds its digest, in another store than the artifact."""
-
-
-class _Target(Protocol):
-    @property
-    def type(self) -> str: ...
-    @property
-    def id(self) -> str: ...
+"""Tag prefix, followed by an artifact's path. Its value is the digest, stored apart from the artifact."""
 
 
 class RunRequest(Protocol):
-    """What a run is started for: an `OptimizationRequest`, or anything with a `target`."""
+    """Supplies a run's default name and tags, e.g. an `OptimizationRequest`."""
 
-    @property
-    def target(self) -> _Target: ...
+    def run_name(self) -> str: ...
+
+    def run_tags(self) -> dict[str, str]: ...
 
 
 @dataclass(frozen=True)
 class File:
-    """An artifact to be: its content goes to the journal's payloads before its entry to the journal."""
+    """An artifact to log. Its content is stored in the journal's payloads before its entry is written."""
 
     path: str
     content: bytes
@@ -62,36 +54,26 @@ Draft = TrackingEvent | File
 
 @dataclass
 class Entries:
-    """Makes entries; `secrets` are kept out of all of them, besides the values of secret environment
-    variables."""
+    """Creates entries, redacted with `redactor`."""
 
-    secrets: list[str] = field(default_factory=list)
+    redactor: Redactor = field(default_factory=Redactor)
     max_bytes: int = 256 * 2**20
 
     def run_created(
-        self,
-        config: MLflowConfig,
-        key: str,
-        request: RunRequest,
-        run_name: str | None = None,
-        tags: Mapping[str, str] | None = None,
+        self, config: MLflowConfig, key: str, run_name: str, tags: Mapping[str, str] | None = None
     ) -> RunCreated:
-        """The entry of a run that is to be made, with `key` for its client key."""
-        target = request.target
-        stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S-%f")[:-3]
+        """The entry of a run to be created, with `key` as its client key."""
         all_tags = {
             "mlflow.user": _user(),
             "mlflow.source.name": "agentcore",
             "mlflow.source.type": "LOCAL",
-            "target_type": target.type,
-            "target_id": target.id,
             "environment": "development",
             "version": __version__,
             **(tags or {}),
             KEY_TAG: key,
         }
         return RunCreated(
-            name=self.clean(run_name or f"opt_{target.type}_{target.id}_{stamp}", 250),
+            name=self.clean(run_name, _MAX_RUN_NAME),
             tags={name: self.clean(value, _MAX_TAG) for name, value in all_tags.items()},
             experiment=config.experiment_name,
             artifact_location=config.artifact_location,
@@ -113,38 +95,47 @@ class Entries:
         found = {key: self.clean(value, _MAX_TAG) for key, value in values.items()}
         return [TagsSet(tags=found)] if found else []
 
+    def inputs(self, datasets: Mapping[str, Dataset]) -> list[Draft]:
+        """Datasets by the context in which the run used them: training, validation, test, …"""
+        used = [
+            DatasetUsed(name=part.name, digest=part.digest, rows=len(part), context=context)
+            for context, part in datasets.items()
+        ]
+        return [InputsLogged(datasets=used)]
+
     def clean(self, value: Any, limit: int) -> str:
-        """Text without secrets, cut where MLflow would cut it without a word."""
-        # A lone surrogate, which a model may answer with, is no UTF-8.
-        text = redact(str(value), self.secrets).encode("utf-8", "backslashreplace").decode()
+        """Redacted text, truncated with an ellipsis where MLflow would truncate it silently."""
+        text = encodable(self.redactor.text(str(value)))
         return text if len(text) <= limit else text[: limit - 1] + "…"
 
     def text(self, path: str, text: str) -> list[Draft]:
-        content = redact(text, self.secrets).encode("utf-8", "backslashreplace")
-        return self._file(path, content)
+        return self.file_as_it_is(path, encodable(self.redactor.text(text)).encode())
 
-    def json(self, path: str, content: Any) -> list[Draft]:
-        return self.text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str))
+    def json(self, path: str, content: Any, *, redactor: Redactor | None = None) -> list[Draft]:
+        """A JSON artifact; secrets are redacted from its values before JSON escapes them.
+
+        Args:
+            redactor: used instead of this object's.
+        """
+        plain = json.loads(json.dumps(content, ensure_ascii=False, default=str))
+        cleaned = (redactor or self.redactor).value(plain)
+        return self.file_as_it_is(path, encodable(json.dumps(cleaned, indent=2, ensure_ascii=False)).encode())
 
     def file(self, path: str, content: bytes) -> list[Draft]:
         """A file of any kind. Text is redacted.
 
         Raises:
-            ArtifactError: it is too large, or binary and holds a secret.
+            ArtifactError: it is too large, or is binary and contains a secret.
         """
         try:
             return self.text(path, content.decode())
         except UnicodeDecodeError:
-            for secret in {*self.secrets, *environment_secrets()}:
-                if len(secret) >= 8 and secret.encode() in content:
-                    raise ArtifactError(f"artifact {path} holds a secret: it is not logged") from None
-            return self._file(path, content)
+            if self.redactor.holds(content):
+                raise ArtifactError(f"artifact {path} contains a secret and is not logged") from None
+            return self.file_as_it_is(path, content)
 
-    def written(self, path: str, content: bytes) -> list[Draft]:
-        """A file that was made without secrets."""
-        return self._file(path, content)
-
-    def _file(self, path: str, content: bytes) -> list[Draft]:
+    def file_as_it_is(self, path: str, content: bytes) -> list[Draft]:
+        """A file that needs no redaction."""
         parts = path.split("/")
         if any(part in ("", ".", "..") or len(part.encode()) > _MAX_NAME or "\0" in part for part in parts):
             raise ConfigurationError(
@@ -153,134 +144,10 @@ class Entries:
             )
         if len(content) > self.max_bytes:
             raise ArtifactError(
-                f"artifact {path} has {len(content) / 2**20:.3g} MiB, the limit is "
+                f"artifact {path} is {len(content) / 2**20:.3g} MiB, over the limit of "
                 f"{self.max_bytes / 2**20:.3g}: make it smaller, or set AGENTCORE_MAX_ARTIFACT_MB"
             )
         return [File(path, content)]
-
-    # What an optimization leaves
-
-    def performance(self, prefix: str, metrics: PerformanceMetrics) -> list[Draft]:
-        return self.metrics({prefix + name: value for name, value in metrics.model_dump().items()})
-
-    def improvement(
-        self,
-        baseline: PerformanceMetrics,
-        optimized: PerformanceMetrics,
-        improvement_percentage: float,
-        statistical_significance: float,
-    ) -> list[Draft]:
-        return self.metrics(
-            {
-                "success_rate_improvement": optimized.success_rate - baseline.success_rate,
-                "quality_improvement": optimized.quality_score - baseline.quality_score,
-                "cost_reduction": _difference(baseline.avg_cost, optimized.avg_cost),
-                "latency_reduction_ms": _difference(baseline.avg_latency_ms, optimized.avg_latency_ms),
-                "improvement_percentage": improvement_percentage,
-                "statistical_significance": statistical_significance,
-            }
-        )
-
-    def training_data(self, data: Dataset, splits: Splits | None) -> list[Draft]:
-        content: dict[str, Any] = {
-            "name": data.name,
-            "digest": data.digest,
-            "input_fields": list(data.input_fields),
-            "description": data.description,
-            "examples": data.rows(),
-        }
-        parts: dict[str, Dataset] = {"training": data}
-        if splits is not None:
-            parts = splits._asdict()
-            content["splits"] = {
-                name: {"digest": part.digest, "examples": [item.digest for item in part]}
-                for name, part in parts.items()
-            }
-            content["example_digests"] = [item.digest for item in data]
-        used = [
-            DatasetUsed(name=part.name, digest=part.digest, rows=len(part), context=context)
-            for context, part in parts.items()
-        ]
-        return [InputsLogged(datasets=used), *self.json("training_data.json", content)]
-
-    def details(self, details: Mapping[str, Any]) -> list[Draft]:
-        parameters = dict(details.get("parameters") or {})
-        improvements = details.get("key_improvements") or ["No change was kept."]
-        return [
-            *self.json("algorithm_parameters.json", {"algorithm": details.get("algorithm"), **parameters}),
-            *self.text("key_improvements.txt", "\n".join(improvements) + "\n"),
-            *self.metrics({name: details.get(name) for name in ("iterations", "duration_seconds")}),
-            *self.params(
-                {
-                    "algorithm": details.get("algorithm"),
-                    "optimization_time": details.get("duration_seconds"),
-                }
-            ),
-        ]
-
-    def evaluation(
-        self,
-        test: Dataset,
-        baseline: EvaluationReport,
-        optimized: EvaluationReport,
-        comparison: Comparison,
-    ) -> list[Draft]:
-        rows = [
-            {
-                "inputs": test[before.index].inputs,
-                "labels": test[before.index].labels,
-                "baseline": before.as_dict(),
-                "optimized": after.as_dict(),
-            }
-            for before, after in zip(baseline.records, optimized.records, strict=True)
-        ]
-        content = {
-            "success_threshold": baseline.success_threshold,
-            "fixed": list(comparison.fixed),
-            "broken": list(comparison.broken),
-            "examples": rows,
-        }
-        return self.json("test_examples.json", content)
-
-    def result(self, result: Any) -> list[Draft]:
-        drafts = self.performance("baseline_", result.baseline_performance)
-        if result.measured_baseline != result.baseline_performance:
-            drafts += self.performance("measured_baseline_", result.measured_baseline)
-        drafts += self.performance("optimized_", result.optimized_performance)
-        drafts += self.improvement(
-            result.measured_baseline,
-            result.optimized_performance,
-            result.improvement_percentage,
-            result.statistical_significance,
-        )
-        drafts += self.metrics(
-            {
-                "improvement_low": result.interval[0],
-                "improvement_high": result.interval[1],
-                "smallest_detectable_gain": result.smallest_detectable_gain,
-                "lm_calls": result.spend.calls,
-                "total_tokens": result.spend.total_tokens,
-                "cost_usd": result.spend.cost_usd,
-            }
-        )
-        return drafts + self.details(result.optimization_details)
-
-    def trial(self, trial: int, score: float, best: float) -> list[TrackingEvent]:
-        return [MetricsLogged(metrics={"trial_score": score, "best_score": best}, step=trial)]
-
-    def plots(
-        self, trials: Sequence[TrialPoint], baseline: float, optimized: float, comparison: Comparison
-    ) -> list[Draft]:
-        return [
-            PlotsLogged(
-                trials=list(trials),
-                baseline=baseline,
-                optimized=optimized,
-                interval=comparison.interval,
-                p_value=comparison.p_value,
-                examples=comparison.examples,
-            )
-        ]
 
 
 def stored(draft: File, sha256: str) -> list[TrackingEvent]:
@@ -291,12 +158,8 @@ def stored(draft: File, sha256: str) -> list[TrackingEvent]:
     ]
 
 
-def _difference(before: float | None, after: float | None) -> float | None:
-    return None if before is None or after is None else before - after
-
-
 def _user() -> str:
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # in a container the user may have no name
         return "unknown"

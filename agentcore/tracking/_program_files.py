@@ -1,4 +1,4 @@
-"""A program as files: DSPy's JSON state, a manifest beside it, and a pickle that nobody reads unasked."""
+"""Saves programs as DSPy's JSON state, a manifest, and a pickle that is only read on request."""
 
 import copy
 import hashlib
@@ -7,7 +7,7 @@ import json
 import logging
 import platform
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -18,20 +18,13 @@ from dspy.utils.saving import get_dependency_versions
 from pydantic import SecretStr
 
 from agentcore._imports import import_object
-from agentcore.errors import (
-    ArtifactError,
-    ConfigurationError,
-    environment_secrets,
-    first_line,
-    looks_random,
-    redact,
-    replace_secrets,
-)
+from agentcore._redaction import Redactor, encodable, first_line
+from agentcore.errors import ArtifactError, ConfigurationError
+from agentcore.tracking._manifest import FORMAT, checked_bytes, read_manifest
 from agentcore.tracking._types import parse_type, type_text
 
 _logger = logging.getLogger(__name__)
 
-FORMAT = "agentcore-program/1"
 _BY_SIGNATURE: dict[str, type] = {
     "dspy.predict.predict:Predict": dspy.Predict,
     "dspy.predict.chain_of_thought:ChainOfThought": dspy.ChainOfThought,
@@ -39,17 +32,17 @@ _BY_SIGNATURE: dict[str, type] = {
 
 
 def save_program(
-    program: Any,
+    program: dspy.Module,
     directory: Path,
     name: str = "optimized_model",
     *,
     metadata: Mapping[str, Any] | None = None,
     program_path: str | None = None,
-    secrets: Sequence[str] = (),
+    redactor: Redactor | None = None,
 ) -> dict[str, str]:
     """Write `{name}.json`, `{name}.pkl` and `{name}_metadata.json` and return the sha256 of each file.
 
-    LMs are taken out of state and pickle; `secrets` and secret environment variables are redacted.
+    LMs are left out of the state and the pickle, and secrets are redacted.
 
     Args:
         program: a `dspy.Module`.
@@ -57,6 +50,7 @@ def save_program(
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
         raise ConfigurationError(f"artifact name {name!r}: use letters, digits, '_', '-' and '.'")
+    redactor = redactor or Redactor()
     directory.mkdir(parents=True, exist_ok=True)
     digests = {}
 
@@ -64,12 +58,11 @@ def save_program(
         (directory / filename).write_bytes(content)
         digests[filename] = hashlib.sha256(content).hexdigest()
 
-    # An ordinary word that happens to be someone's password must not be cut out of a prompt.
-    hidden = {*secrets, *filter(looks_random, environment_secrets())}
-    text = _json(_state(program))
-    state = replace_secrets(text, hidden)
-    write(f"{name}.json", state.encode())
-    pickled, why_not = _pickled(program, hidden)
+    content = redactor.for_content()
+    state = _state(program)
+    cleaned = content.value(json.loads(_json(state)))
+    write(f"{name}.json", _json(cleaned).encode())
+    pickled, why_not = _pickled(program, content)
     if pickled is not None:
         write(f"{name}.pkl", pickled)
     manifest = {
@@ -82,45 +75,44 @@ def save_program(
         "predictors": _signatures(program),
         "versions": _versions(),
         "files": dict(digests),
-        "redacted": state != text,
+        "redacted": cleaned != json.loads(_json(state)),
         "pickle": "read it only with trust_pickle=True" if pickled is not None else f"not written: {why_not}",
         "metadata": dict(metadata or {}),
     }
-    write(f"{name}_metadata.json", redact(_json(manifest), secrets).encode())
+    write(f"{name}_metadata.json", _json(redactor.value(json.loads(_json(manifest)))).encode())
     return digests
 
 
 def _json(content: Any) -> str:
-    text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-    return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate is no UTF-8
+    return encodable(json.dumps(content, indent=2, ensure_ascii=False, default=str))
 
 
 def load_program(
     directory: Path,
     name: str = "optimized_model",
     *,
-    program: Any = None,
+    program: dspy.Module = None,
     digests: Mapping[str, str] | None = None,
     trust_pickle: bool = False,
 ) -> Any:
     """The program that `save_program` wrote, without an LM.
 
-    Digests are checked before anything is read: those given (from another store than the files), else
-    those in the manifest.
+    Files are checked against `digests` before they are loaded, or against those in the manifest if None.
+    Pass digests from another store than the files.
 
     Args:
         program: a fresh instance to load into, for a class that can't be imported (a notebook's).
-        trust_pickle: read the pickle instead of the JSON state. It can run any code: only for files that
-            you made.
+        trust_pickle: read the pickle instead of the JSON state. It can run arbitrary code, so use this only
+            for files that you created.
 
     Raises:
         ArtifactError: a file is missing or changed, the class can't be imported, or its fields differ.
     """
     manifest = read_manifest(directory, name, digests)
     wanted = f"{name}.pkl" if trust_pickle else f"{name}.json"
-    content = _checked_bytes(directory / wanted, (digests or manifest["files"]).get(wanted))
+    content = checked_bytes(directory / wanted, (digests or manifest["files"]).get(wanted))
     if manifest["redacted"]:
-        _logger.warning("%s held a secret in its prompt, which was cut out when it was saved", name)
+        _logger.warning("the prompt of %s held a secret, which was redacted when it was saved", name)
     if trust_pickle:
         return cloudpickle.loads(content)  # the caller asked for it
     fresh = program.deepcopy() if program is not None else _rebuild(manifest)
@@ -131,59 +123,8 @@ def load_program(
     return fresh
 
 
-def read_manifest(directory: Path, name: str, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The checked manifest of `name`; `ArtifactError` where it is missing, changed or of another format."""
-    filename = f"{name}_metadata.json"
-    content = _checked_bytes(
-        directory / filename, digests.get(filename) if digests else None, digests is not None
-    )
-    try:
-        manifest = json.loads(content)
-    except ValueError:
-        raise ArtifactError(f"{filename} is no JSON: the artifact is damaged") from None
-    wanted = {"format", "program", "predictors", "files", "redacted"}
-    if not isinstance(manifest, dict) or not wanted <= manifest.keys() or manifest["format"] != FORMAT:
-        raise ArtifactError(f"{filename} is not of the format {FORMAT}: another program wrote it")
-    return manifest
-
-
-def read_prompt(directory: Path, name: str, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The prompt that `save_program` wrote, checked, as data: by predictor its `inputs` and `outputs` (field
-    names), `instruction` and `demos` (dicts of fields). Raises `ArtifactError` as `load_program` does."""
-    manifest = read_manifest(directory, name, digests)
-    filename = f"{name}.json"
-    state = json.loads(_checked_bytes(directory / filename, (digests or manifest["files"]).get(filename)))
-    found = {}
-    for name, spec in manifest["predictors"].items():
-        # The state of a bare dspy.Predict is not nested under a name.
-        predictor = state.get(name, state)
-        found[name] = {
-            "inputs": [field["name"] for field in spec["inputs"]],
-            "outputs": [field["name"] for field in spec["outputs"]],
-            "instruction": predictor["signature"]["instructions"],
-            "demos": [
-                {key: value for key, value in demo.items() if key != "augmented"}
-                for demo in predictor["demos"]
-            ],
-        }
-    return found
-
-
-def _checked_bytes(path: Path, expected: str | None, must_match: bool = True) -> bytes:
-    if not path.is_file():
-        raise ArtifactError(f"{path.name} is missing from the artifact")
-    content = path.read_bytes()
-    actual = hashlib.sha256(content).hexdigest()
-    if must_match and actual != expected:
-        raise ArtifactError(
-            f"{path.name} was changed after it was logged: its sha256 is {actual[:12]}…, "
-            f"recorded is {expected[:12] + '…' if expected else 'none'}. Don't use it; log the model again"
-        )
-    return content
-
-
-def program_state(program: Any) -> dict[str, Any]:
-    """What an optimizer changes of a program, as JSON values: instructions and demonstrations, no LM."""
+def program_state(program: dspy.Module) -> dict[str, Any]:
+    """The state that an optimizer changes, as JSON values: instructions and demonstrations, without LMs."""
 
     def dump(parameter: Any) -> Any:
         if not isinstance(parameter, dspy.Predict):
@@ -197,14 +138,14 @@ def program_state(program: Any) -> dict[str, Any]:
     return {name: dump(parameter) for name, parameter in program.named_parameters()}
 
 
-def _state(program: Any) -> dict[str, Any]:
+def _state(program: dspy.Module) -> dict[str, Any]:
     """DSPy's JSON state (its own `program.load` reads it too) without LMs."""
     state = program_state(program)
     return {**state, "metadata": {"dependency_versions": get_dependency_versions()}}
 
 
 class _Pickler(cloudpickle.CloudPickler):
-    """Leaves out LMs and secrets, wherever they hang: None takes their place."""
+    """Replaces LMs and secrets with None, wherever they are referenced."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, (dspy.BaseLM, SecretStr)):
@@ -212,9 +153,9 @@ class _Pickler(cloudpickle.CloudPickler):
         return super().reducer_override(obj)
 
 
-def _pickled(program: Any, secrets: Iterable[str]) -> tuple[bytes | None, str]:
+def _pickled(program: dspy.Module, redactor: Redactor) -> tuple[bytes | None, str]:
     if type(program).__module__ == "__main__":
-        return None, "the class would be pickled with all that its script holds"
+        return None, "the class is defined in a script, all of which would be pickled with it"
     clean = program.deepcopy()
     for _, predictor in clean.named_predictors():
         predictor.config = _without_connection(predictor.config)
@@ -223,8 +164,7 @@ def _pickled(program: Any, secrets: Iterable[str]) -> tuple[bytes | None, str]:
         _Pickler(buffer).dump(clean)
     except Exception as error:  # noqa: BLE001 - user objects may fail to pickle in any way; said in the manifest
         return None, f"the program can't be pickled ({type(error).__name__})"
-    text = buffer.getvalue().decode("latin-1")
-    if replace_secrets(text, secrets) != text:
+    if redactor.holds(buffer.getvalue()):
         return None, "it would hold a secret"
     return buffer.getvalue(), ""
 
@@ -234,8 +174,8 @@ def _without_connection(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith(("api_", "base_url"))}
 
 
-def _attributes(program: Any) -> dict[str, Any]:
-    """Plain attributes of the user's own modules, such as constructor arguments: no part of DSPy's state."""
+def _attributes(program: dspy.Module) -> dict[str, Any]:
+    """Plain attributes of the user's modules, such as constructor arguments, which DSPy doesn't save."""
     found = {}
     for path, module in program.named_sub_modules():
         if type(module).__module__.startswith("dspy."):
@@ -246,11 +186,11 @@ def _attributes(program: Any) -> dict[str, Any]:
     return found
 
 
-def _class_path(program: Any) -> str:
+def _class_path(program: dspy.Module) -> str:
     return f"{type(program).__module__}:{type(program).__qualname__}"
 
 
-def _signatures(program: Any) -> dict[str, Any]:
+def _signatures(program: dspy.Module) -> dict[str, Any]:
     def fields(group: Mapping[str, Any]) -> list[dict[str, str]]:
         return [
             {
@@ -274,7 +214,7 @@ def _signatures(program: Any) -> dict[str, Any]:
 
 
 def _rebuild(manifest: Mapping[str, Any]) -> Any:
-    """A fresh program: imported, made from its signature, or by its class without arguments."""
+    """A fresh program: imported, built from its signature, or created from its class without arguments."""
     class_path, path = manifest["program"]["class"], manifest["program"]["path"]
     advice = "Pass a fresh instance as program="
     try:
@@ -292,7 +232,7 @@ def _rebuild(manifest: Mapping[str, Any]) -> Any:
     except ArtifactError:
         raise
     except Exception as error:
-        message = f"{class_path} can't be made without arguments ({first_line(error)}). {advice}"
+        message = f"{class_path} can't be created without arguments ({first_line(error)}). {advice}"
         raise ArtifactError(message) from error
 
 
@@ -307,8 +247,8 @@ def _signature(spec: Mapping[str, Any], class_path: str) -> Any:
     return dspy.Signature(fields, spec["instructions"])
 
 
-def _check_fit(program: Any, manifest: Mapping[str, Any], name: str) -> None:
-    """DSPy loads a state into other fields without a word, and knows nothing of constructor arguments."""
+def _check_fit(program: dspy.Module, manifest: Mapping[str, Any], name: str) -> None:
+    """Raise `ArtifactError` for a different program: DSPy would silently load the state anyway."""
 
     def shape(signatures: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
         return {

@@ -1,4 +1,4 @@
-"""What is asked of an `MlflowClient`, each request so that its repetition changes nothing."""
+"""Requests to an `MlflowClient`, each idempotent."""
 
 import contextlib
 import json
@@ -6,12 +6,15 @@ import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentcore._version import __version__
-from agentcore.journal import DatasetUsed, MetricsLogged, ModelLogged, ParamsLogged, TagsSet
-from agentcore.tracking._client import Held
-from agentcore.tracking._program_files import read_manifest
+from agentcore.tracking._connection import Held
+from agentcore.tracking._events import DatasetUsed, MetricsLogged, ModelLogged, ParamsLogged, TagsSet
+from agentcore.tracking._manifest import read_manifest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 KEY_TAG = "agentcore.key"
 MODEL_TAG = "agentcore.model."
@@ -19,12 +22,18 @@ _MAX_DIGEST = 36
 
 
 def create_run(
-    client: Any, experiment_id: str, name: str, tags: dict[str, str], start_ms: int, *, attempted: bool
+    client: "MlflowClient",
+    experiment_id: str,
+    name: str,
+    tags: dict[str, str],
+    start_ms: int,
+    *,
+    attempted: bool,
 ) -> str:
-    """Create a run once, also where the reply to an earlier request was lost.
+    """Create a run once, even if the reply to an earlier request was lost.
 
     Args:
-        attempted: an earlier request may have made it.
+        attempted: an earlier request may have created it.
     """
     if attempted and (found := runs_of(client, experiment_id, tags[KEY_TAG])):
         return found[0]
@@ -32,7 +41,7 @@ def create_run(
     return str(made.info.run_id)
 
 
-def runs_of(client: Any, experiment_id: str, key: str) -> list[str]:
+def runs_of(client: "MlflowClient", experiment_id: str, key: str) -> list[str]:
     """The ids of the runs with a client's key."""
     found = client.search_runs(
         [experiment_id], f"tags.`{KEY_TAG}` = '{key}'", order_by=["attributes.start_time ASC"]
@@ -40,14 +49,14 @@ def runs_of(client: Any, experiment_id: str, key: str) -> list[str]:
     return sorted(run.info.run_id for run in found)
 
 
-def delete_doubles(client: Any, run_id: str, experiment_id: str, key: str) -> None:
-    """Delete the other runs with this key: a request without a reply made them later than we looked."""
+def delete_doubles(client: "MlflowClient", run_id: str, experiment_id: str, key: str) -> None:
+    """Delete other runs with this key: a request whose reply was lost created them after we looked."""
     for other in runs_of(client, experiment_id, key):
         if other != run_id:
             client.delete_run(other)
 
 
-def get_or_create_experiment(client: Any, name: str, artifact_location: str | None) -> str:
+def get_or_create_experiment(client: "MlflowClient", name: str, artifact_location: str | None) -> str:
     from mlflow.exceptions import MlflowException
 
     for _ in range(2):
@@ -59,12 +68,14 @@ def get_or_create_experiment(client: Any, name: str, artifact_location: str | No
                     "or choose another MLFLOW_EXPERIMENT_NAME"
                 )
             return str(experiment.experiment_id)
-        with contextlib.suppress(MlflowException):  # another process was faster: the next look-up tells
+        with contextlib.suppress(MlflowException):  # another process may have created it: look it up again
             return str(client.create_experiment(name, artifact_location=artifact_location))
     return str(client.create_experiment(name, artifact_location=artifact_location))
 
 
-def log_batch(client: Any, run_id: str, batch: Sequence[MetricsLogged | ParamsLogged | TagsSet]) -> None:
+def log_batch(
+    client: "MlflowClient", run_id: str, batch: Sequence[MetricsLogged | ParamsLogged | TagsSet]
+) -> None:
     from mlflow.entities import Metric, Param, RunTag
 
     metrics: list[Metric] = []
@@ -87,7 +98,7 @@ def log_batch(client: Any, run_id: str, batch: Sequence[MetricsLogged | ParamsLo
     )
 
 
-def log_inputs(client: Any, run_id: str, datasets: Sequence[DatasetUsed]) -> None:
+def log_inputs(client: "MlflowClient", run_id: str, datasets: Sequence[DatasetUsed]) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     client.log_inputs(
@@ -108,8 +119,10 @@ def log_inputs(client: Any, run_id: str, datasets: Sequence[DatasetUsed]) -> Non
     )
 
 
-def log_model(client: Any, run_id: str, event: ModelLogged, program_files: Path, scratch: Path) -> str:
-    """Make a READY LoggedModel of a program's files, an output of the run; returns its id."""
+def log_model(
+    client: "MlflowClient", run_id: str, event: ModelLogged, program_files: Path, scratch: Path
+) -> str:
+    """Create a READY LoggedModel from a program's files, as an output of the run; returns its id."""
     from mlflow.entities import LoggedModelOutput, RunTag
 
     run = client.get_run(run_id)
@@ -125,8 +138,8 @@ def log_model(client: Any, run_id: str, event: ModelLogged, program_files: Path,
     return str(model.model_id)
 
 
-def _logged_model(client: Any, experiment_id: str, run_id: str, name: str) -> Any:
-    """The run's model of that name, made unless it is there already; doubles of a lost reply are deleted."""
+def _logged_model(client: "MlflowClient", experiment_id: str, run_id: str, name: str) -> Any:
+    """The run's model of that name, created if needed; duplicates from lost replies are deleted."""
 
     def look() -> list[Any]:
         named = f"source_run_id = '{run_id}' AND name = '{name}'"
@@ -145,7 +158,7 @@ def _logged_model(client: Any, experiment_id: str, run_id: str, name: str) -> An
 
 
 def _write_model(event: ModelLogged, program_files: Path, directory: Path) -> None:
-    """An MLflow model of models-from-code over a program's files."""
+    """Write a models-from-code MLflow model that wraps a program's files."""
     from mlflow.models import Model
     from mlflow.pyfunc import save_model
 
@@ -157,8 +170,8 @@ def _write_model(event: ModelLogged, program_files: Path, directory: Path) -> No
         model_config={"name": event.name, "lm": event.default_lm},
         pip_requirements=event.requirements,
     )
-    # save_model would copy files through a thread pool, which is closed when a script ends, and given a
-    # signature it would ask for an input example, whose prediction costs LM calls.
+    # Added by hand: save_model copies files in a thread pool, which is closed when a script ends, and with
+    # a signature it wants an input example, whose prediction costs LM calls.
     shutil.copytree(program_files, directory / "artifacts" / "program")
     model = Model.load(str(directory))
     model.flavors["python_function"]["artifacts"] = {
@@ -171,7 +184,7 @@ def _write_model(event: ModelLogged, program_files: Path, directory: Path) -> No
 
 
 def _without_idle_warnings(record: logging.LogRecord) -> bool:
-    """MLflow warns that it can't infer the signature that is set right after, and of an image without pip."""
+    """Drops warnings that the signature (set right after) can't be inferred, and that pip is missing."""
     idle = ("Failed to infer model signature", "Failed to resolve installed pip version")
     return not record.getMessage().startswith(idle)
 
@@ -180,7 +193,7 @@ _COLUMN_TYPES = {"str": "string", "int": "long", "float": "double", "bool": "boo
 
 
 def served_signature(manifest: Mapping[str, Any]) -> Any:
-    """MLflow's signature of a program of one predictor with plain inputs; None for others."""
+    """The MLflow signature of a program with one predictor and plain inputs; None for other programs."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, Schema
 

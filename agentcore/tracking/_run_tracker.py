@@ -1,74 +1,82 @@
-"""Runs, and what is logged to them as it is."""
+"""`RunTracker`: the runs of one experiment and everything logged to them."""
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
+import shutil
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from agentcore._sync import SyncTwin
+from agentcore._naming import LOCAL_PREFIX, local_id
+from agentcore._naming import run_name as default_name
+from agentcore._redaction import Redactor
+from agentcore._sync import SyncTwin, blocking
 from agentcore._threads import run_in_thread
+from agentcore.data import Dataset
 from agentcore.errors import ArtifactError, ConfigurationError, TrackingError, UnknownRunError
-from agentcore.journal import (
-    Journal,
-    RunEnded,
-    TrackingEvent,
-    open_journal,
-    wait,
-)
+from agentcore.journal import Journal
 from agentcore.settings import MLflowConfig, Settings
-from agentcore.tracking._client import Held, TrackingClient, connection_to
-from agentcore.tracking._delivery import Delivery, delivery_for, destination_of
-from agentcore.tracking._entries import DIGEST_TAG, Draft, Entries, File, RunRequest, stored
-from agentcore.tracking._requests import get_or_create_experiment
-from agentcore.tracking._runs import TrackedRun, best_run_query, tracked_run
+from agentcore.tracking._connection import Held
+from agentcore.tracking._delivery import Delivery
+from agentcore.tracking._entries import DIGEST_TAG, Draft, Entries, RunRequest
+from agentcore.tracking._events import RunEnded
+from agentcore.tracking._gateway import Gateway
+from agentcore.tracking._queries import best_run_query
+from agentcore.tracking._requests import MODEL_TAG
+from agentcore.tracking._run_models import PROGRAM_TAG, model_drafts, model_names, scratch
+from agentcore.tracking._run_streams import RunStreams
+from agentcore.tracking._writer import RunWriter
+
+if TYPE_CHECKING:
+    import dspy
+    from mlflow.entities import Run
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 _STATUSES = ("FINISHED", "FAILED", "KILLED")
-_LOCAL = "local-"
 _START_SECONDS = 2.0
 """How long `start_run` waits for the server."""
+_NEWEST_FIRST = ("attributes.start_time DESC",)
 
 
 class RunTracker:
-    """The runs of one experiment: metrics, parameters, tags and artifacts.
+    """The runs of one experiment: metrics, parameters, tags, artifacts, models and input data.
 
-    What is logged goes to the journal, durably, and from there to MLflow in the background: a server that is
-    slow, hangs or is gone delays nothing and costs nothing. Reads first flush what waits. The current run is
-    a ContextVar: concurrent tasks each have their own, and every `log_*` also takes `run_id=`.
-    `tracker.sync` has the same methods, blocking.
+    Everything logged is written durably to the journal and delivered to MLflow in the background, so a slow
+    or unreachable server causes neither delays nor data loss. Reads first flush what is waiting. The current
+    run is a ContextVar: concurrent tasks each have their own, and every method that logs also takes
+    `run_id=`. `tracker.sync` has the same methods, blocking.
 
-    Methods that log raise `JournalError` where the journal can't be written; methods that read raise
-    `TrackingError` where MLflow can't be reached or refuses.
+    Methods that log raise `JournalError` if the journal can't be written; methods that read raise
+    `TrackingError` if MLflow can't be reached or refuses.
 
     Args:
         config: where to track; default: from the environment.
-        secrets: values to keep out of everything that is logged, besides those of secret environment
-            variables.
+        secrets: values to redact from everything logged, in addition to environment variables whose names
+            suggest a secret.
+
+    Attributes:
+        gateway: MLflow's runs, search and registry, for everything that this class doesn't cover.
     """
+
+    _entries: ClassVar[type[Entries]] = Entries
 
     def __init__(self, config: MLflowConfig | None = None, *, secrets: Sequence[str] = ()) -> None:
         self.config = config or MLflowConfig()
-        settings = Settings()
-        self.entries = Entries(list(secrets), round(settings.max_artifact_mb * 2**20))
-        self._client = TrackingClient(connection_to(self.config))
+        self.redactor = Redactor(secrets)
+        self.entries = self._entries(self.redactor, round(Settings().max_artifact_mb * 2**20))
+        self.gateway = Gateway(self.config)
         self._current: ContextVar[str | None] = ContextVar("agentcore_run", default=None)
         self._experiment_id: str | None = None
-        self._streams: dict[str, str] = {}
+        self._streams = RunStreams(self.config)
 
     @cached_property
-    def sync(self) -> Any:
+    def sync(self) -> "SyncRunTracker":
         """The blocking twin of this tracker; each thread has its own current run."""
-        return SyncTwin(self, carry=[self._current])
-
-    @property
-    def secrets(self) -> list[str]:
-        return self.entries.secrets
+        return SyncRunTracker(self, carry=[self._current])
 
     @property
     def current_run_id(self) -> str | None:
@@ -77,74 +85,107 @@ class RunTracker:
     # Runs
 
     async def start_run(
-        self, request: RunRequest, run_name: str | None = None, tags: Mapping[str, str] | None = None
+        self,
+        request: RunRequest | None = None,
+        run_name: str | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> str:
         """Start a run and make it the current one; returns its id.
 
-        The id is MLflow's where the server answers within 2 s, else a local one (`local-…`), which every
-        method takes and which stands for the same run once it is delivered.
+        The id is MLflow's if the server answers within 2 s, else a local one (`local-…`), which every method
+        accepts and which remains valid after the run is delivered.
 
-        Named `opt_{target_type}_{target_id}_{UTC timestamp}` unless `run_name` is given. Tags
-        `target_type`, `target_id`, `environment` and `version` are set; `tags` overrides them.
+        Args:
+            request: supplies the default name and tags. An `OptimizationRequest` supplies
+                `opt_{target_type}_{target_id}_{UTC timestamp}` and the tags `target_type` and `target_id`.
+            run_name: default: the request's, else `run_{UTC timestamp}`.
+            tags: override the request's, and `environment` and `version`, which every run has.
 
         Raises:
             TrackingError: the server refuses this client; nothing was started.
         """
         key = uuid.uuid4().hex
-        created = self.entries.run_created(self.config, key, request, run_name, tags)
+        name = run_name or (request.run_name() if request is not None else default_name("run"))
+        all_tags = {**(request.run_tags() if request is not None else {}), **(tags or {})}
+        created = self.entries.run_created(self.config, key, name, all_tags)
         journal, delivery = await self.opened()
-        await wait(journal.create(key, "run", created.name, delivery.destination, first=[created]))
-        delivery.notify(key)
+        await RunWriter(journal, delivery, key).create("run", created.name, [created])
         try:
             made = await run_in_thread(lambda: delivery.wait_for_run(key, _START_SECONDS))
         except Held:
             await run_in_thread(lambda: journal.discard(key))
             raise
-        run_id = made or _LOCAL + key
-        self._streams[run_id] = self._streams[_LOCAL + key] = key
+        run_id = made or local_id(key)
+        self._streams.remember(key, run_id, local_id(key))
         self._current.set(run_id)
         return run_id
 
-    async def end_run(self, status: str = "FINISHED", *, run_id: str | None = None) -> None:
-        """End a run as FINISHED, FAILED or KILLED; it is no longer the current run."""
+    async def end_run(self, status: RunStatus = "FINISHED", *, run_id: str | None = None) -> None:
+        """End a run as FINISHED, FAILED or KILLED; if it is the current run, there is none afterwards."""
         if status not in _STATUSES:
-            raise ConfigurationError(f"a run ends as one of {', '.join(_STATUSES)}, not {status!r}")
+            raise ConfigurationError(f"status must be one of {', '.join(_STATUSES)}, got {status!r}")
         run = self._run(run_id)
-        await self._log(run, [RunEnded(status=cast(Any, status))])
+        await self._log(run, [RunEnded(status=status)])
         if self._current.get() == run:
             self._current.set(None)
 
-    async def get_run(self, run_id: str) -> TrackedRun:
-        tracking_id = await self._delivered(run_id)
-        return tracked_run(await self._client.call(lambda client: client.get_run(tracking_id)))
+    async def get_run(self, run_id: str) -> "Run":
+        """The run as MLflow has it, after everything waiting for it is delivered."""
+        return await self.gateway.get_run(await self._streams.delivered(run_id))
+
+    async def find_run(self, run_id: str) -> "Run":
+        """Find a run by its MLflow, journal or `local-…` id, or a unique prefix of one.
+
+        Raises:
+            ConfigurationError: no run or several runs match, or the run is tracked on another server.
+        """
+        journal, delivery = await self.opened()
+        here = await run_in_thread(lambda: journal.resolve(run_id, destination=delivery.destination))
+        if here is not None:
+            return await self.get_run(local_id(here.id))
+        elsewhere = await run_in_thread(lambda: journal.resolve(run_id))
+        if elsewhere is not None:
+            raise ConfigurationError(
+                f"run {run_id} is tracked at {elsewhere.destination}: set MLFLOW_TRACKING_URI to see it"
+            )
+        # MLflow can't search for part of an id.
+        every = await self._search("", _NEWEST_FIRST, None)
+        matches = [run for run in every if run.info.run_id.startswith(run_id)]
+        if len(matches) > 1:
+            raise ConfigurationError(f"{len(matches)} runs start with {run_id!r}: use a longer prefix")
+        if not matches:
+            raise ConfigurationError(
+                f"no run {run_id!r} in experiment {self.config.experiment_name!r}. "
+                "List them with: agentcore runs"
+            )
+        return matches[0]
 
     async def tracking_id(self, run_id: str) -> str | None:
         """MLflow's id of a run given by any of its ids; None while MLflow doesn't have it."""
-        journal, _ = await self.opened()
-        stream = await run_in_thread(lambda: self._known_stream(journal, run_id))
-        if stream is None:
-            return None if run_id.startswith(_LOCAL) else run_id
-        found = await run_in_thread(lambda: journal.stream(stream))
-        return found.tracking_id if found else None
+        return await self._streams.tracking_id(run_id)
 
-    async def search_runs(self, filter_string: str = "", max_results: int = 100) -> list[TrackedRun]:
-        """Runs of the experiment, newest first; `filter_string` in MLflow's search syntax."""
-        return await self._search(filter_string, ["attributes.start_time DESC"], max_results)
+    async def search_runs(
+        self, filter_string: str = "", max_results: int = 100, order_by: Sequence[str] = _NEWEST_FIRST
+    ) -> "list[Run]":
+        """Runs of the experiment.
+
+        Args:
+            filter_string: in MLflow's search syntax: `metrics.accuracy > 0.9 and tags.team = 'search'`.
+            max_results: fetched in as many pages as needed.
+            order_by: MLflow's order clauses, such as `metrics.accuracy DESC`; default: newest first.
+        """
+        return await self._search(filter_string, order_by, max_results)
 
     async def get_best_run(
-        self,
-        metric: str = "improvement_percentage",
-        order_by: str = "DESC",
-        *,
-        target_id: str | None = None,
-    ) -> TrackedRun | None:
+        self, metric: str, order_by: str = "DESC", *, tags: Mapping[str, str] | None = None
+    ) -> "Run | None":
         """The FINISHED run with the best finite `metric`, ordered by the server; None if there is none.
 
         Args:
             order_by: DESC or ASC.
-            target_id: only among this target's runs.
+            tags: consider only runs with these tags.
         """
-        found, order = best_run_query(metric, order_by, target_id)
+        found, order = best_run_query(metric, order_by, tags)
         runs = await self._search(found, order, 1)
         return runs[0] if runs else None
 
@@ -152,18 +193,18 @@ class RunTracker:
         """Delete the experiment (MLflow keeps it, restorable, until `mlflow gc`).
 
         Args:
-            confirm: the experiment's name, so that none is deleted by accident.
+            confirm: the experiment's name, so that nothing is deleted by accident.
         """
         name = self.config.experiment_name
         if confirm != name:
             raise ConfigurationError(f"to delete experiment {name!r} pass confirm={name!r}, not {confirm!r}")
         await self._flush_reads()
         experiment_id = await self._experiment()
-        await self._client.call(lambda client: client.delete_experiment(experiment_id))
+        await self.gateway.call(lambda client: client.delete_experiment(experiment_id))
         self._experiment_id = None
 
     async def deliver_backlog(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Take on, and wait for, what processes that ended left in the journal for this MLflow.
+        """Deliver what earlier processes left in the journal for this MLflow, and wait for it.
 
         Raises:
             TrackingError: it can't be delivered now, or not within `timeout` seconds.
@@ -179,18 +220,19 @@ class RunTracker:
             run_id: wait for this run only.
 
         Raises:
-            TrackingError: MLflow can't be reached or did not take all in time, and the rest waits in the
-                journal; or it refused an entry for good.
+            TrackingError: MLflow can't be reached or did not accept everything in time (the rest waits in the
+                journal), or it permanently refused an entry.
         """
         journal, delivery = await self.opened()
-        only = None if run_id is None else [await self._stream(run_id)]
+        only = None if run_id is None else [await self._streams.id(run_id)]
         await run_in_thread(lambda: delivery.flush(only, timeout=timeout))
         for stream in only or sorted(delivery.own):
             refused = await run_in_thread(partial(journal.rejected, stream))
             if refused:
-                raise TrackingError(f"{len(refused)} entries were refused, the first: {refused[0][1]}")
+                count = "1 entry" if len(refused) == 1 else f"{len(refused)} entries, the first"
+                raise TrackingError(f"MLflow refused {count}: {refused[0][1]}")
 
-    # What a run holds
+    # Logging and reading
 
     async def log_metrics(
         self, metrics: Mapping[str, float | None], *, step: int = 0, run_id: str | None = None
@@ -204,13 +246,18 @@ class RunTracker:
     async def set_tags(self, tags: Mapping[str, Any], *, run_id: str | None = None) -> None:
         await self._log(self._run(run_id), self.entries.tags(tags))
 
+    async def log_input(self, data: Dataset, context: str = "training", *, run_id: str | None = None) -> None:
+        """Record a dataset, with its digest, as an input of the run; `context` says how it was used."""
+        await self._log(self._run(run_id), self.entries.inputs({context: data}))
+
     async def log_json(self, path: str, content: Any, *, run_id: str | None = None) -> None:
+        """Log a JSON artifact; values that JSON can't represent become text."""
         await self._log(self._run(run_id), self.entries.json(path, content))
 
     async def log_artifact(
         self, file: str | Path, artifact_path: str = "", *, run_id: str | None = None
     ) -> None:
-        """Log a file of the caller's, as it is now; secrets are cut out of text.
+        """Log a file with its current content; secrets are redacted from text files.
 
         Args:
             artifact_path: the folder within the run's artifacts.
@@ -230,19 +277,117 @@ class RunTracker:
         """A JSON artifact of a run.
 
         Raises:
-            ArtifactError: it is missing, was changed after it was logged, or is no JSON.
+            ArtifactError: it is missing, was changed after it was logged, or is not JSON.
         """
         run = await self.get_run(run_id)
         with scratch() as directory:
-            file = await self._download(run.run_id, path, directory)
+            file = await self._download(run.info.run_id, path, directory)
             content = file.read_bytes()
-            recorded = run.tags.get(DIGEST_TAG + path)
-            if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:
-                raise ArtifactError(f"run {run_id}: {path} was changed after it was logged. Don't use it")
-            try:
-                return json.loads(content)
-            except ValueError:
-                raise ArtifactError(f"run {run_id}: {path} is no JSON") from None
+        recorded = run.data.tags.get(DIGEST_TAG + path)
+        if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:
+            raise ArtifactError(f"run {run_id}: {path} was changed after it was logged. Don't use it")
+        try:
+            return json.loads(content)
+        except ValueError:
+            raise ArtifactError(f"run {run_id}: {path} is not JSON") from None
+
+    # Models
+
+    async def log_model_artifact(
+        self,
+        model: Any,
+        artifact_name: str = "optimized_model",
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        program_path: str | None = None,
+        default_lm: str | None = None,
+        as_logged_model: bool = True,
+        run_id: str | None = None,
+    ) -> None:
+        """Log a `dspy.Module` as `models/{artifact_name}.*` and as an MLflow LoggedModel, whose id `model_id`
+        returns once it is delivered.
+
+        State and manifest are JSON; the pickle contains neither LMs nor keys. The files' digests are also
+        stored in a tag of the run, apart from the files.
+
+        Args:
+            metadata: JSON-serializable values to add to the manifest.
+            program_path: `package.module:object`, where the program can be imported from.
+            default_lm: name of the LM that the served model uses if AGENTCORE_LM is not set.
+            as_logged_model: False logs only the files.
+        """
+        run = self._run(run_id)
+        drafts = await model_drafts(
+            self.entries,
+            model,
+            artifact_name,
+            metadata,
+            program_path=program_path,
+            default_lm=default_lm,
+            as_logged_model=as_logged_model,
+        )
+        await self._log(run, drafts)
+
+    async def model_id(self, run_id: str, artifact_name: str = "optimized_model") -> str | None:
+        """The id of a run's LoggedModel (`models:/{id}`); None if it has none."""
+        tag = (await self.get_run(run_id)).data.tags.get(MODEL_TAG + artifact_name)
+        return None if tag is None else str(tag)
+
+    async def load_model_artifact(
+        self,
+        run_id: str,
+        artifact_name: str = "optimized_model",
+        *,
+        program: "dspy.Module" = None,
+        trust_pickle: bool = False,
+    ) -> Any:
+        """The program logged under `artifact_name`, without an LM.
+
+        Args:
+            program: a fresh instance to load into, for a class that can't be imported.
+            trust_pickle: read the pickle instead of the JSON; it can run arbitrary code.
+
+        Raises:
+            ArtifactError: no such artifact, a file was changed, or the program doesn't fit.
+        """
+        from agentcore.tracking._program_files import load_program
+
+        with scratch() as directory:
+            digests = await self._fetch_model(run_id, artifact_name, directory, with_pickle=trust_pickle)
+            return await run_in_thread(
+                lambda: load_program(
+                    directory, artifact_name, program=program, digests=digests, trust_pickle=trust_pickle
+                )
+            )
+
+    async def read_prompt(self, run_id: str, artifact_name: str = "optimized_model") -> dict[str, Any]:
+        """A logged program's prompt as data: by predictor its `inputs`, `outputs`, `instruction`, `demos`.
+
+        Nothing of the program is imported. Raises `ArtifactError` as `load_model_artifact` does.
+        """
+        from agentcore.tracking._manifest import read_prompt
+
+        with scratch() as directory:
+            digests = await self._fetch_model(run_id, artifact_name, directory)
+            return read_prompt(directory, artifact_name, digests)
+
+    async def _fetch_model(
+        self, run_id: str, artifact_name: str, directory: Path, *, with_pickle: bool = False
+    ) -> dict[str, str]:
+        """Copy a model's files into `directory`; returns the digests recorded on the run."""
+        run = await self.get_run(run_id)
+        recorded = run.data.tags.get(PROGRAM_TAG + artifact_name)
+        if recorded is None:
+            others = ", ".join(model_names(run)) or "none"
+            raise ArtifactError(f"run {run_id} has no model {artifact_name!r}; it has {others}")
+        digests: dict[str, str] = json.loads(recorded)
+        for filename in digests:
+            if with_pickle or not filename.endswith(".pkl"):
+                # A local store returns the path of its own file instead of a copy.
+                file = await self._download(run.info.run_id, f"models/{filename}", directory)
+                if file != directory / filename:
+                    shutil.copyfile(file, directory / filename)
+        return digests
 
     # How
 
@@ -256,89 +401,16 @@ class RunTracker:
         if not drafts:
             return
         try:
-            await self._write(await self._stream(run_id), drafts)
+            await (await self._streams.writer(run_id)).log(drafts)
         except UnknownRunError:
-            if self._streams.pop(run_id, None) is None or run_id.startswith(_LOCAL):
+            if not self._streams.forget(run_id) or run_id.startswith(LOCAL_PREFIX):
                 raise
-            # It was delivered and pruned meanwhile: whoever made it, its id in MLflow is known.
-            await self._write(await self._stream(run_id), drafts)
-
-    async def _write(self, stream: str, drafts: Sequence[Draft]) -> None:
-        journal, delivery = await self.opened()
-        await journal.write(stream, await self.stored(drafts))
-        delivery.notify(stream)
-
-    async def stored(self, drafts: Sequence[Draft]) -> list[TrackingEvent]:
-        """Entries for the journal, after the contents of files were stored beside it."""
-        journal, _ = await self.opened()
-        if not any(isinstance(draft, File) for draft in drafts):
-            return [draft for draft in drafts if not isinstance(draft, File)]
-
-        def store() -> list[TrackingEvent]:
-            found: list[TrackingEvent] = []
-            for draft in drafts:
-                if isinstance(draft, File):
-                    found += stored(draft, journal.payloads.put(draft.content))
-                else:
-                    found.append(draft)
-            return found
-
-        return await run_in_thread(store)
+            # The stream was delivered and pruned meanwhile; find it again by its MLflow id.
+            await (await self._streams.writer(run_id)).log(drafts)
 
     async def opened(self) -> tuple[Journal, Delivery]:
         """The journal, and the delivery from it to this tracker's MLflow."""
-        home = self._home
-        if home is None or home[0] != os.getpid() or home[2].stopped:
-            journal, delivery = await run_in_thread(self._open)
-            home = self._home = (os.getpid(), journal, delivery)
-        return home[1:]
-
-    _home: tuple[int, Journal, Delivery] | None = None
-    """A forked process must not use its parent's."""
-
-    def _open(self) -> tuple[Journal, Delivery]:
-        journal = open_journal()
-        return journal, delivery_for(journal, self.config)
-
-    async def _stream(self, run_id: str) -> str:
-        """The journal's stream of a run; one is made for a run that another client started."""
-        known = self._streams.get(run_id)
-        if known is None:
-            journal, delivery = await self.opened()
-            known = await run_in_thread(lambda: self._known_stream(journal, run_id))
-            if known is None:
-                if run_id.startswith(_LOCAL):
-                    raise ConfigurationError(f"the journal at {journal.home} has no run {run_id}")
-                known = uuid.uuid5(uuid.NAMESPACE_URL, f"{delivery.destination}/{run_id}").hex
-                await wait(journal.create(known, "adopted", run_id, delivery.destination, tracking_id=run_id))
-            self._streams[run_id] = known
-        return known
-
-    def _known_stream(self, journal: Journal, run_id: str) -> str | None:
-        wanted, destination = run_id.removeprefix(_LOCAL), destination_of(self.config)
-        found = [item for item in journal.find(wanted) if item.destination == destination]
-        same = [item for item in found if wanted in (item.tracking_id, item.id)]
-        return same[0].id if same else None
-
-    async def _delivered(self, run_id: str) -> str:
-        """The run's id in MLflow, after what waits of it is there."""
-        journal, delivery = await self.opened()
-        stream = self._streams.get(run_id)
-        if stream is None:
-            stream = await run_in_thread(lambda: self._known_stream(journal, run_id))
-        if stream is None:
-            if run_id.startswith(_LOCAL):
-                raise ConfigurationError(f"the journal at {journal.home} has no run {run_id}")
-            return run_id
-        key = stream
-        await run_in_thread(lambda: delivery.flush([key]))
-        found = await run_in_thread(lambda: journal.stream(key))
-        if found is None or found.tracking_id is None:
-            refused = await run_in_thread(lambda: journal.rejected(key))
-            raise TrackingError(
-                f"MLflow has no run {run_id}: {refused[0][1] if refused else 'it was removed'}"
-            )
-        return found.tracking_id
+        return await self._streams.opened()
 
     async def _flush_reads(self) -> None:
         _, delivery = await self.opened()
@@ -346,26 +418,21 @@ class RunTracker:
 
     async def _experiment(self) -> str:
         if self._experiment_id is None:
-            config = self.config
-            self._experiment_id = await self._client.call(
-                lambda client: get_or_create_experiment(
-                    client, config.experiment_name, config.artifact_location
-                )
-            )
+            self._experiment_id = await self.gateway.experiment_id()
         return self._experiment_id
 
-    async def _search(self, found: str, order: list[str], limit: int) -> list[TrackedRun]:
+    async def _search(
+        self, filter_string: str, order_by: Sequence[str], max_results: int | None
+    ) -> "list[Run]":
         await self._flush_reads()
-        experiment_id = await self._experiment()
-        runs = await self._client.call(
-            lambda client: client.search_runs([experiment_id], found, order_by=order, max_results=limit)
+        return await self.gateway.search_runs(
+            [await self._experiment()], filter_string, order_by, max_results
         )
-        return [tracked_run(run) for run in runs]
 
     async def _download(self, run_id: str, path: str, directory: Path) -> Path:
         try:
             return Path(
-                await self._client.call(
+                await self.gateway.call(
                     lambda client: client.download_artifacts(run_id, path, str(directory))
                 )
             )
@@ -373,7 +440,27 @@ class RunTracker:
             raise ArtifactError(f"run {run_id} has no readable artifact {path}: {error}") from None
 
 
-@contextlib.contextmanager
-def scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="agentcore-") as directory:
-        yield Path(directory)
+class SyncRunTracker(SyncTwin):
+    """`RunTracker`, blocking."""
+
+    start_run = blocking(RunTracker.start_run)
+    end_run = blocking(RunTracker.end_run)
+    get_run = blocking(RunTracker.get_run)
+    find_run = blocking(RunTracker.find_run)
+    tracking_id = blocking(RunTracker.tracking_id)
+    search_runs = blocking(RunTracker.search_runs)
+    get_best_run = blocking(RunTracker.get_best_run)
+    cleanup_experiment = blocking(RunTracker.cleanup_experiment)
+    deliver_backlog = blocking(RunTracker.deliver_backlog)
+    flush = blocking(RunTracker.flush)
+    log_metrics = blocking(RunTracker.log_metrics)
+    log_params = blocking(RunTracker.log_params)
+    set_tags = blocking(RunTracker.set_tags)
+    log_input = blocking(RunTracker.log_input)
+    log_json = blocking(RunTracker.log_json)
+    log_artifact = blocking(RunTracker.log_artifact)
+    read_json = blocking(RunTracker.read_json)
+    log_model_artifact = blocking(RunTracker.log_model_artifact)
+    model_id = blocking(RunTracker.model_id)
+    load_model_artifact = blocking(RunTracker.load_model_artifact)
+    read_prompt = blocking(RunTracker.read_prompt)

@@ -1,30 +1,25 @@
-"""Brings one run's entries from the journal to MLflow, in their order."""
+"""Sends one run's journal entries to MLflow, in order."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agentcore.errors import LeaseLostError, PayloadGoneError
-from agentcore.journal import (
+from agentcore.journal import Entry, Journal, Lease, Stream
+from agentcore.tracking._connection import Connection, Held, Rejected
+from agentcore.tracking._events import (
     ArtifactLogged,
-    Entry,
+    FilesRendered,
     InputsLogged,
-    Journal,
-    Lease,
     MetricsLogged,
     ModelLogged,
     ParamsLogged,
-    PlotsLogged,
     RunCreated,
     RunEnded,
     RunReopened,
-    Stream,
     TagsSet,
-    TrackingEvent,
 )
-from agentcore.tracking._client import Connection, Rejected
-from agentcore.tracking._plots import plot_comparison, plot_trials
 from agentcore.tracking._requests import (
     create_run,
     delete_doubles,
@@ -34,8 +29,11 @@ from agentcore.tracking._requests import (
     log_model,
 )
 
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
 _PAGE = 2000
-# What the server takes in one request.
+# The server's limits per request.
 _MAX_METRICS = 1000
 _MAX_PARAMS = 100
 _MAX_TAGS = 100
@@ -66,23 +64,24 @@ class Sender:
         self.on_progress = on_progress
 
     def run(self) -> None:
-        """Deliver until nothing waits.
+        """Deliver all waiting entries.
 
         Raises:
-            Unreachable, Held: later; what was delivered stays so.
+            Unreachable, Held: try again later; what was delivered stays delivered.
             LeaseLostError: another process delivers this run now.
         """
         while True:
             known = self.journal.stream(self.stream)
             if known is None or known.last_seq <= self.position:
                 return
-            entries = self.journal.read(self.stream, self.position, _PAGE, of=TrackingEvent)
-            for batch in batches(entries):
+            page = self.journal.deliverable(known, self.position, _PAGE)
+            for batch in batches(page.entries):
                 rejected = self._deliver(batch)
                 self._advance(batch[-1].seq, rejected)
-            if len(entries) < _PAGE:
-                # What lies behind is of no interest to MLflow.
-                self._advance(max(known.last_seq, self.position), [])
+            self._advance(page.through, [])
+            if page.unknown is not None:
+                # Don't skip it: a process that knows this event must deliver it in order.
+                raise Held(f"run {self.stream[:8]} waits: {page.unknown}")
 
     def _advance(self, seq: int, rejected: Rejections) -> None:
         if seq > self.position:
@@ -96,7 +95,7 @@ class Sender:
         except (Rejected, PayloadGoneError) as error:
             if len(batch) == 1:
                 return [(batch[0].seq, str(error))]
-            # One of them is refused: the others must not go with it.
+            # One of them was refused; deliver the others one by one.
             return [item for entry in batch for item in self._deliver([entry])]
         return []
 
@@ -126,10 +125,10 @@ class Sender:
             file = directory / name
             file.write_bytes(self.journal.payloads.get(event.sha256))
             self._upload(run_id, file, folder)
-        elif isinstance(event, PlotsLogged):
-            _draw(event, directory)
+        elif isinstance(event, FilesRendered):
+            event.render(directory)
             for file in sorted(directory.iterdir()):
-                self._upload(run_id, file, "plots")
+                self._upload(run_id, file, event.folder)
         elif isinstance(event, ModelLogged):
             files = directory / "program"
             files.mkdir()
@@ -137,25 +136,25 @@ class Sender:
                 (files / name).write_bytes(self.journal.payloads.get(sha256))
             self.connection.run(lambda client: log_model(client, run_id, event, files, directory / "pyfunc"))
         else:
-            raise AssertionError(f"{type(event).__name__} has no way to MLflow")
+            raise AssertionError(f"no delivery is defined for {type(event).__name__}")
 
     def _upload(self, run_id: str, file: Path, folder: str) -> None:
         self.connection.run(lambda client: client.log_artifact(run_id, str(file), folder or None))
 
     def _create(self, event: RunCreated) -> None:
-        if self.run_id is not None:  # made before the cursor could follow
+        if self.run_id is not None:  # created earlier, but the cursor was not advanced
             return
         attempted = self.attempted
         if not attempted:
             self.journal.attempt(self.lease).result()
             self.attempted = True
 
-        def create(client: Any) -> str:
+        def create(client: "MlflowClient") -> str:
             experiment = get_or_create_experiment(client, event.experiment, event.artifact_location)
             run_id = create_run(
                 client, experiment, event.name, event.tags, event.timestamp_ms, attempted=attempted
             )
-            # MLflow's own retry may have made two.
+            # MLflow's own retry may have created a duplicate.
             delete_doubles(client, run_id, experiment, self.stream)
             return run_id
 
@@ -163,34 +162,21 @@ class Sender:
         try:
             self.journal.map(self.lease, made).result()
         except LeaseLostError:
-            # Whoever took over looked for the run before it was there, and made another.
+            # Whoever took over looked for the run before it existed, and created another.
             if (now := self.journal.stream(self.stream)) is not None and now.tracking_id not in (None, made):
                 self.connection.run(lambda client: client.delete_run(made))
             raise
         self.run_id = made
 
-    def _end(self, client: Any, run_id: str, event: RunEnded) -> None:
+    def _end(self, client: "MlflowClient", run_id: str, event: RunEnded) -> None:
         if self.attempted:
             experiment = client.get_run(run_id).info.experiment_id
             delete_doubles(client, run_id, experiment, self.stream)
         client.set_terminated(run_id, event.status, end_time=event.timestamp_ms)
 
 
-def _draw(event: PlotsLogged, directory: Path) -> None:
-    if event.trials:
-        plot_trials(event.trials, directory / "trials.png")
-    plot_comparison(
-        event.baseline,
-        event.optimized,
-        event.interval,
-        event.p_value,
-        event.examples,
-        directory / "comparison.png",
-    )
-
-
 def batches(entries: Sequence[Entry]) -> Iterator[Batch]:
-    """Neighbours that go in one request."""
+    """Consecutive entries that fit into one request."""
     batch: Batch = []
     room = _Room()
     for entry in entries:
@@ -210,7 +196,7 @@ def batches(entries: Sequence[Entry]) -> Iterator[Batch]:
 
 
 class _Room:
-    """What is left of a request's limits."""
+    """The remaining capacity of a request."""
 
     def __init__(self) -> None:
         self.metrics, self.params, self.tags, self.bytes = _MAX_METRICS, _MAX_PARAMS, _MAX_TAGS, _MAX_BYTES
@@ -218,14 +204,14 @@ class _Room:
         self.empty = True
 
     def takes(self, event: MetricsLogged | ParamsLogged | TagsSet) -> bool:
-        """Whether the event fits, which then takes its room. One alone always fits: the client cuts it up."""
+        """Whether the event fits; if so, reserve its space. The first always fits: the client splits it."""
         if isinstance(event, MetricsLogged):
             self.metrics -= len(event.metrics)
             self.bytes -= 100 * len(event.metrics)
         elif isinstance(event, ParamsLogged):
             self.params -= len(event.params)
             self.bytes -= sum(len(name) + 4 * len(value) for name, value in event.params.items())
-            # A changed value is refused: the refusal must be its own.
+            # MLflow refuses a changed value, so it must be sent in a request of its own.
             if any(self.names.setdefault(name, value) != value for name, value in event.params.items()):
                 return False
         else:

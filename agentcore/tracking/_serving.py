@@ -1,7 +1,7 @@
 """MLflow's models-from-code entry: the optimized program as a pyfunc, loaded without pickle.
 
-MLflow runs this file when it loads the model. The LM and its key come from the environment
-(`AGENTCORE_LM`), else the LM's name from the model's configuration.
+MLflow runs this file when it loads the model. The LM is taken from `AGENTCORE_LM`, or
+else from the model's configuration; its key comes from the environment.
 """
 
 from pathlib import Path

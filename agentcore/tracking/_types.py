@@ -1,4 +1,4 @@
-"""Field types as text and back, without evaluating what stands in a file."""
+"""Converts field types to text and back, without evaluating code from a file."""
 
 import ast
 import importlib
@@ -32,7 +32,7 @@ def type_text(annotation: Any) -> str:
             return _NAMES[annotation]
         except (KeyError, TypeError):
             if not isinstance(annotation, type):
-                return f"Any  # {annotation!r}"  # to be read; `parse_type` can't restore it
+                return f"Any  # {annotation!r}"  # for human readers; `parse_type` can't restore it
             return repr(f"{annotation.__module__}:{annotation.__qualname__}")
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
@@ -44,14 +44,14 @@ def type_text(annotation: Any) -> str:
 
 
 def parse_type(text: str) -> Any:
-    """The type that `type_text` wrote. Imports the module of a class of the user's own.
+    """Parse the output of `type_text`. Imports the module of a user-defined class.
 
     Raises:
         ArtifactError: the text has another form, or the class can't be imported.
     """
     try:
         if "  # " in text:
-            raise ValueError("it can't be written down")
+            raise ValueError("the type has no text form")
         return _build(ast.parse(text, mode="eval").body)
     except (SyntaxError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
         raise ArtifactError(f"field type {text!r} can't be restored ({error}): pass program=") from None
@@ -76,4 +76,4 @@ def _build(node: ast.expr) -> Any:
         if node.value.id == "Union":
             return typing.Union[arguments]  # noqa: UP007 - built at run time
         return _PLAIN[node.value.id][arguments[0] if len(arguments) == 1 else arguments]
-    raise ValueError("no known form")
+    raise ValueError("unsupported syntax")

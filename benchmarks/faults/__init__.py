@@ -1,1 +1,1 @@
-"""What was tried to break a run, and what it cost. Results: docs/reliability.md."""
+"""Attempts to break a run, and what tracking costs. Results: docs/reliability.md."""

@@ -1,9 +1,9 @@
 """The fault matrix: `python -m benchmarks.faults.matrix [--points 50] [FAULT …]`.
 
-Each point is one optimization on a real stack (PostgreSQL, S3, MLflow's server), struck at a random moment
-between its start and the end of its delivery. After recovery it has to equal an undisturbed run of the same
-seed.
-Prints a row of docs/reliability.md for each fault, and exits 1 if anything was lost or doubled.
+Each point is one optimization on a real stack (PostgreSQL, S3, MLflow's server), with a fault injected
+at a random moment between its start and the end of its delivery. After recovery it must equal an undisturbed
+run with the same seed. Prints a row of docs/reliability.md for each fault, and exits 1 if anything was lost
+or duplicated.
 """
 
 import argparse
@@ -27,10 +27,12 @@ from typing import Any
 from mlflow import MlflowClient
 
 from agentcore.dspy_optimization import OptimizationPipeline
-from agentcore.journal import ExampleMeasured, TrialFinished, close_journals, open_journal
+from agentcore.dspy_optimization.events import ExampleMeasured, TrialFinished
+from agentcore.dspy_optimization.tracking import MLflowTracker
+from agentcore.journal import close_journals, open_journal
 from agentcore.lm import offline_lm
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker, destination_of, stop_deliveries
+from agentcore.tracking import destination_of, stop_deliveries
 from tests.support import AsyncClassifier, colours, request
 from tests.support.job import CONCURRENCY
 from tests.support.proxy import Proxy
@@ -50,12 +52,12 @@ OWN_TAGS = (
 
 @dataclass
 class Row:
-    """What came out of one fault."""
+    """The outcome of one fault."""
 
     fault: str
     points: int = 0
     struck: int = 0
-    """Points at which the fault came before the run and its delivery were over."""
+    """Points at which the fault hit before the run and its delivery were over."""
     lost: Counter[str] = field(default_factory=Counter)
     doubled: Counter[str] = field(default_factory=Counter)
     paid_twice: int = 0
@@ -74,7 +76,7 @@ class Row:
 
 
 def state_of(client: MlflowClient, experiment: str) -> list[dict[str, Any]]:
-    """All that MLflow has of an experiment's runs, but for times and ids."""
+    """Everything MLflow has of an experiment's runs, except times and ids."""
     found = client.get_experiment_by_name(experiment)
     runs = client.search_runs([found.experiment_id]) if found else []
     return [
@@ -109,7 +111,7 @@ def state_of(client: MlflowClient, experiment: str) -> list[dict[str, Any]]:
 
 
 def judge(row: Row, runs: list[dict[str, Any]], wanted: dict[str, Any]) -> None:
-    """Count what is missing or there twice."""
+    """Count what is missing or duplicated."""
     if not runs:
         row.lost["run"] += 1
         return
@@ -121,7 +123,7 @@ def judge(row: Row, runs: list[dict[str, Any]], wanted: dict[str, Any]) -> None:
     row.doubled["history"] += max(0, len(run["history"]) - len(wanted["history"]))
     row.doubled["models"] += max(0, run["models"] - wanted["models"])
     row.doubled["outputs"] += max(0, run["outputs"] - wanted["outputs"])
-    # What was in flight when a process died may be on the account twice: it was paid twice.
+    # Calls in flight when a process died may be counted twice, because they were paid for twice.
     extra = run.pop("account")["lm_calls"] - wanted["account"]["lm_calls"]
     wanted = {key: value for key, value in wanted.items() if key != "account"}
     if run != wanted or not 0 <= extra <= 2 * CONCURRENCY:
@@ -140,7 +142,7 @@ def count_paid_twice(row: Row, optimization_id: str) -> None:
     row.paid_twice += sum(count - 1 for count in (*measured.values(), *trials.values()))
 
 
-# Faults that strike the client: the optimization is a process of its own.
+# Client faults: the optimization runs in its own process.
 
 
 def job(calls: Path, config: MLflowConfig, state: str, *run: str) -> "subprocess.Popen[str]":
@@ -171,7 +173,7 @@ def events_of(process: "subprocess.Popen[str]") -> Iterator[tuple[str, str]]:
 def resume(row: Row, calls: Path, config: MLflowConfig, state: str, run_id: str) -> None:
     again = job(calls, config, state, run_id)
     output, _ = again.communicate(timeout=120)
-    # A run that had finished is only delivered.
+    # A run that had already finished is only delivered.
     if again.returncode:
         subprocess.run(
             [sys.executable, "-m", "agentcore", "sync"],
@@ -205,11 +207,11 @@ def kill_client(row: Row, stack: Stack, config: MLflowConfig, rng: random.Random
         with journal_at(state):
             count_paid_twice(row, run_id)
         wasted = len(calls.read_text().splitlines()) - row_calls()
-        assert wasted <= 2 * CONCURRENCY, f"{wasted} calls more than an undisturbed run makes"
+        assert wasted <= 2 * CONCURRENCY, f"{wasted} more calls than an undisturbed run"
 
 
 def fill_disk(row: Row, stack: Stack, config: MLflowConfig, rng: random.Random, events: int) -> None:
-    """The journal's file system is full at a random moment, and gets space again after the run has failed."""
+    """Fill the journal's file system at a random moment, and free space once the run has failed."""
     with tempfile.TemporaryDirectory() as directory:
         mount = Path(directory, "small")
         mount.mkdir()
@@ -259,7 +261,7 @@ def row_calls() -> int:
     return _calls
 
 
-# Faults that strike a server: the optimization goes on in this process.
+# Server faults: the optimization continues in this process.
 
 
 async def optimize(
@@ -298,7 +300,7 @@ def struck_server(
 
     def strike_and_look() -> None:
         strike()
-        # A run that has ended and is delivered has nothing to lose any more.
+        # A run that has ended and was delivered has nothing left to lose.
         found = [item for item in open_journal().streams(destination_of(config)) if item.created_ms >= began]
         row.struck += not found or bool(found[0].waiting) or not found[0].finished
 
@@ -335,14 +337,14 @@ def stop_s3(row: Row, stack: Stack, config: MLflowConfig, rng: random.Random, ev
 
 def hang(row: Row, stack: Stack, config: MLflowConfig, rng: random.Random, events: int) -> None:
     def recover() -> None:
-        time.sleep(rng.random() * 4)  # longer than the client's own limit, or not
+        time.sleep(rng.random() * 4)  # may exceed the client's own timeout
         stack.signal_mlflow(signal.SIGCONT)
 
     struck_server(row, config, rng, lambda: stack.signal_mlflow(signal.SIGSTOP), recover)
 
 
 def lose_replies(row: Row, stack: Stack, config: MLflowConfig, rng: random.Random, events: int) -> None:
-    """The reply to create_run is lost up to three times, and every fifth of any other request."""
+    """Lose up to three replies to create_run, and one in five of all others."""
     proxy = Proxy(stack.uri)
     left = rng.randint(1, 3)
 

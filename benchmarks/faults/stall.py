@@ -1,9 +1,9 @@
-"""What tracking costs while the server is slow, hangs or is dead: `python -m benchmarks.faults.stall`.
+"""The cost of tracking while the server is slow, hangs or is down: `python -m benchmarks.faults.stall`.
 
-1. The event loop's longest stall while 10,000 metrics are logged one after the other, with what the same loop
-   shows when nothing is logged beside it.
-2. An optimization with tracking on against one with tracking off, in pairs, in alternating order; the ratio's
-   median. Both run in a warmed process.
+1. The event loop's longest stall while 10,000 metrics are logged one after the other, compared to the same
+   loop with nothing logged.
+2. The time of an optimization with tracking over one without: median ratio of pairs in alternating order, in
+   a warmed-up process.
 """
 
 import argparse
@@ -16,10 +16,11 @@ import time
 from pathlib import Path
 
 from agentcore.dspy_optimization import OptimizationPipeline
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.journal import close_journals
 from agentcore.lm import offline_lm
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker, stop_deliveries
+from agentcore.tracking import stop_deliveries
 from tests.support import AsyncClassifier, colours, request
 from tests.support.proxy import Proxy
 from tests.support.stack import Stack
@@ -35,16 +36,16 @@ def set_condition(proxy: Proxy, name: str) -> None:
 
 
 class Heartbeat:
-    """The longest time between two turns of the loop, beyond the millisecond that was asked for.
+    """Measures the longest delay of the event loop beyond the requested millisecond.
 
-    And the longest of Python's own garbage collections meanwhile, which stop every thread.
+    Also records the longest garbage collection meanwhile, because it stops every thread.
     """
 
     def __init__(self) -> None:
         self.stalls: list[float] = []
         self.collections = [0.0]
         self._began = 0.0
-        gc.collect()  # what was left before is not what is measured
+        gc.collect()  # so that earlier garbage is not measured
         gc.callbacks.append(self._collected)
 
     def _collected(self, phase: str, _: object) -> None:
@@ -97,7 +98,7 @@ async def seconds_of(config: MLflowConfig | None, latency: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--latency", type=float, default=0.3, help="seconds of one LM call")
+    parser.add_argument("--latency", type=float, default=0.3, help="seconds per LM call")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         os.environ["AGENTCORE_STATE_DIR"] = f"{directory}/state"

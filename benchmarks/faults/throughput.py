@@ -1,8 +1,8 @@
-"""100,000 metrics to one server, side by side: `python -m benchmarks.faults.throughput`.
+"""Log 100,000 metrics to one server in different ways: `python -m benchmarks.faults.throughput`.
 
-One by one (a sample, scaled up), MLflow's own asynchronous logging with its own settings, and AgentCore, from
-the first call until the server has all of it; then what is there is counted. Last, the process is killed with
-kill -9 when the last call has returned, and what is there after `agentcore sync` is counted.
+Compares logging one by one (a sample, scaled up), MLflow's asynchronous logging with its default settings,
+and AgentCore, timed from the first call until the server has everything, and counts the metrics that arrived.
+Finally, kills the process with kill -9 after the last call, and counts again after `agentcore sync`.
 """
 
 import argparse
@@ -17,9 +17,10 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.journal import close_journals
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker, stop_deliveries
+from agentcore.tracking import stop_deliveries
 from tests.support import request
 from tests.support.stack import Stack
 
@@ -37,7 +38,7 @@ def one_by_one(client: MlflowClient, experiment: str) -> float:
 
 
 def mlflow_async(client: MlflowClient, experiment: str, each: int) -> tuple[float, int]:
-    """Seconds, and how many metrics are there."""
+    """Seconds, and the number of metrics that arrived."""
     run = client.create_run(experiment).info.run_id
     began = time.perf_counter()
     waiting = []
@@ -77,7 +78,7 @@ def count(client: MlflowClient, run: str, each: int) -> int:
 
 
 def killed_after_logging(which: str, stack: Stack, client: MlflowClient, each: int) -> int:
-    """How many metrics are there after a process was killed that had logged all of them."""
+    """Number of metrics that arrived from a process killed right after logging them all."""
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")},
         "MLFLOW_TRACKING_URI": stack.uri,
@@ -108,7 +109,7 @@ os.kill(os.getpid(), 9)
 """
 _OURS = """
 import asyncio, os, sys
-from agentcore.tracking import MLflowTracker
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from tests.support import request
 calls, each = map(int, sys.argv[1:])
 async def main():
@@ -124,7 +125,7 @@ asyncio.run(main())
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--each", type=int, default=NAMES, help="metrics in one call")
+    parser.add_argument("--each", type=int, default=NAMES, help="metrics per call")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         os.environ["AGENTCORE_STATE_DIR"] = f"{directory}/state"
@@ -142,12 +143,10 @@ def measure(stack: Stack, each: int) -> None:
     client = MlflowClient(stack.uri)
     experiment = client.create_experiment("throughput")
     single = one_by_one(client, experiment)
-    print(
-        f"| 100,000 metrics, {each} in a call | seconds | there afterwards | times faster than one by one |"
-    )
+    print(f"| 100,000 metrics, {each} per call | seconds | arrived | times faster than one by one |")
     print("|---|---|---|---|")
     print(f"| one by one ({SAMPLE} measured, scaled) | {single:.0f} | | 1 |", flush=True)
-    # MLflow first: AgentCore sets MLflow's time limits for the whole process.
+    # MLflow first: AgentCore sets MLflow's timeouts for the whole process.
     for name, (seconds, found) in {
         "MLflow's asynchronous logging": mlflow_async(client, experiment, each),
         "AgentCore": ours(direct, client, each),
@@ -155,7 +154,7 @@ def measure(stack: Stack, each: int) -> None:
         print(f"| {name} | {seconds:.1f} | {found:,} | {single / seconds:.0f} |", flush=True)
     for name, which in (("MLflow's asynchronous logging", "mlflow"), ("AgentCore", "ours")):
         found = killed_after_logging(which, stack, client, each)
-        print(f"| {name}, killed when all was logged | | {found:,} | |", flush=True)
+        print(f"| {name}, killed after logging everything | | {found:,} | |", flush=True)
 
 
 if __name__ == "__main__":

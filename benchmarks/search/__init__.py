@@ -1,1 +1,1 @@
-"""The search against DSPy, against physics, and against its own promises."""
+"""The search compared with DSPy, with the physical limit, and with its own guarantees."""

@@ -1,4 +1,4 @@
-"""Random caps on calls, tokens and USD, none exceeded by a call: `python -m benchmarks.search.budgets`."""
+"""Check that random caps on calls, tokens and USD are not exceeded: `python -m benchmarks.search.budgets`."""
 
 import argparse
 import random
@@ -75,7 +75,7 @@ def main() -> None:
             closest = min(closest, 1 - used / cap)
     ways = ", ".join(f"{count} {status}" for status, count in sorted(ended.items()))
     print(f"{given.budgets} budgets: {ways}; {exceeded} exceeded, {without} without a measured winner")
-    print(f"the fullest used {1 - closest:.1%} of its cap")
+    print(f"the closest run used {1 - closest:.1%} of its cap")
 
 
 if __name__ == "__main__":

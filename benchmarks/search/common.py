@@ -1,4 +1,4 @@
-"""Tasks that all benchmarks of the search share."""
+"""Tasks shared by all search benchmarks."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ METRIC_NAME = "exact_match"
 
 
 class TwoSteps(dspy.Module):
-    """Reads the measurements, then classifies with what it read."""
+    """Reads the measurements, then classifies them based on that reading."""
 
     def __init__(self, inputs: str, output: str, choices: str) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class TwoSteps(dspy.Module):
 
 
 class Engine(OfflineEngine):
-    """The offline engine, of whose requests a share takes ten times as long."""
+    """The offline engine, with a fraction of requests ten times slower."""
 
     def __init__(self, latency: float, slow: float) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def make_lm(latency: float = 0.0, slow: float = 0.0) -> Any:
 
 @dataclass(frozen=True)
 class Task:
-    """A data set in three parts, and a program for it."""
+    """A data set in three splits, and a program for it."""
 
     data: Dataset
     splits: Splits
@@ -82,9 +82,9 @@ class Task:
 
 
 def task(name: str, seed: int, *, steps: int = 1, train: int = 60, validation: int = 100) -> Task:
-    """As many examples to train and to validate on as there are, up to the given numbers; the rest tests."""
+    """Up to the given number of train and validation examples, if available; the rest is for testing."""
     data = means() if name == "breast_cancer means" else load_dataset(name)
-    examples = list({item.digest: item for item in data}.values())  # iris has a flower twice
+    examples = list({item.digest: item for item in data}.values())  # iris contains a duplicate
     random.Random(seed).shuffle(examples)
     train, validation = min(train, len(examples) // 4), min(validation, len(examples) // 3)
     parts = (examples[:train], examples[train : train + validation], examples[train + validation :])
@@ -93,7 +93,7 @@ def task(name: str, seed: int, *, steps: int = 1, train: int = 60, validation: i
 
 
 def means() -> Dataset:
-    """Breast cancer with the ten means of its thirty measurements: DSPy's CPU grows with the fields."""
+    """Breast cancer with ten of its thirty fields, the means: DSPy's CPU time grows with the fields."""
     known = load_dataset("breast_cancer")
     (label,) = known.output_fields
     kept = [name for name in known.input_fields if name.startswith("mean")]
@@ -145,7 +145,7 @@ def ours(
     settings: dict[str, Any],
     constraints: dict[str, Any] | None = None,
 ) -> tuple[Outcome, OptimizationResult]:
-    """The search alone: from the end of the baseline's measuring to the start of the winner's."""
+    """Measure the search alone: from the end of the baseline to the start of the winner."""
     marks: dict[str, tuple[float, int, float]] = {}
 
     def follow(event: Any) -> None:
@@ -188,7 +188,7 @@ def ours(
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """DSPy's bars, prints and logs would be most of what is seen, and some of what is measured."""
+    """Silence DSPy's progress bars, prints and logs, which would clutter the output and cost time."""
     logging.disable(logging.WARNING)
     streams = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with warnings.catch_warnings(), streams[0], streams[1]:
@@ -204,5 +204,5 @@ def median(values: list[float]) -> float:
 
 
 def views(train: int) -> int:
-    """LM calls of the data summary that wait for each other, with the summary itself."""
+    """Number of dependent LM calls of the data summary, including the summary itself."""
     return min(10, math.ceil(train / 10)) + 1

@@ -24,7 +24,7 @@ def plain(given: Task, program: Any) -> float:
 
 
 def cpu(repeats: int) -> None:
-    print("| program | plain loop, ms of CPU a call | search, ms of CPU a call | ratio (each) |")
+    print("| program | plain loop, CPU ms per call | search, CPU ms per call | ratio (each) |")
     print("|---|---|---|---|")
     for steps in (1, 2):
         loops, searches = [], []
@@ -43,7 +43,7 @@ def cpu(repeats: int) -> None:
 
 
 async def at_once(count: int, seed: int) -> float:
-    """Seconds that `count` searches take in one process; the limit allows all of them their calls."""
+    """Seconds for `count` concurrent searches in one process; the limit doesn't hold them back."""
 
     async def one(number: int) -> None:
         work = task("breast_cancer", seed + number)

@@ -1,8 +1,8 @@
-"""The winners' test scores and what they took: `python -m benchmarks.search.quality`.
+"""Test scores of the winners, and their LM calls: `python -m benchmarks.search.quality`.
 
 Over seeds and data sets, without latency: stock `dspy.MIPROv2`, the concurrent search with and without
-racing, and random search over demonstrations, each on the same three parts of the same data. A minibatch is
-itself a saving: what racing saves is shown beside it, and where all candidates are scored on all examples.
+racing, and random search over demonstrations, each on the same three splits of the same data. Minibatches
+already save calls, so the savings of racing are shown both with minibatches and with full evaluations.
 """
 
 import argparse
@@ -27,7 +27,7 @@ ALL_EXAMPLES = {"auto": None, "num_candidates": 6, "num_trials": 10, "minibatch"
 
 
 def run(job: tuple[str, int]) -> dict[str, tuple[float, int]]:
-    """Test score and calls of the search, by way."""
+    """Test score and LM calls of the search, by method."""
     name, seed = job
     work, found = task(name, seed), {}
     lm = make_lm()

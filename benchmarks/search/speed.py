@@ -1,8 +1,8 @@
-"""The concurrent search against `dspy.MIPROv2`: `python -m benchmarks.search.speed`.
+"""Compare the concurrent search with `dspy.MIPROv2`: `python -m benchmarks.search.speed`.
 
-Same seed, data and engine, in turns in one process. The physical limit is the calls that were made times
-their latency over the calls that may be in flight, or the CPU that a plain loop takes for as many calls,
-whichever is more; plus the longest chain of calls of which each waits for the one before.
+Same seed, data and engine, alternating in one process. The physical limit is the number of calls times their
+latency divided by the concurrency, or the CPU time of a plain loop over as many calls, whichever is more;
+plus the longest chain of dependent calls.
 """
 
 import argparse
@@ -18,7 +18,7 @@ BATCH = 5
 
 
 def cpu_per_call(name: str, steps: int) -> float:
-    """CPU seconds of a call in `program(**inputs)`, with demonstrations as an optimized program has them."""
+    """CPU seconds per call of `program(**inputs)`, with demonstrations like an optimized program."""
     given, lm = task(name, 0, steps=steps), make_lm()
     program = dspy.LabeledFewShot(k=4).compile(given.program(), trainset=given.splits.train.dspy())
     examples = given.splits.validation.examples[:60]

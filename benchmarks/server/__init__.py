@@ -1,1 +1,1 @@
-"""How much one MLflow server bears. Results: docs/operations.md."""
+"""How much load one MLflow server can handle. Results: docs/operations.md."""

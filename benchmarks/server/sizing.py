@@ -1,9 +1,8 @@
-"""Workers, connections and clients of MLflow's server, side by side: `python -m benchmarks.server.sizing`.
+"""Compare workers, connections and clients of MLflow's server: `python -m benchmarks.server.sizing`.
 
-Each client makes runs, one after the other, as AgentCore does: create_run, a batch of 15 metrics, 10 params
-and 6 tags, get_run, and the run's end. Told is, for each way to run the server, how many requests it answered
-a second, how long they took, how many failed, and what it took of Postgres's connections and of memory. The
-rows with uvloop need that package.
+Each client creates runs one after the other, as AgentCore does: create_run, a batch of 15 metrics, 10 params
+and 6 tags, get_run, and the end of the run. For each server configuration, reports requests per second,
+latency, failures, Postgres connections and memory. The rows with uvloop need that package.
 """
 
 import argparse
@@ -48,7 +47,7 @@ COLUMNS = (
 
 @dataclass
 class Measured:
-    """Seconds of each request that was answered, and what else was seen meanwhile."""
+    """Seconds per answered request, and the other measurements."""
 
     took: list[float]
     failed: int
@@ -68,7 +67,7 @@ class Measured:
 
 @contextmanager
 def servers(postgres: str, directory: Path, way: tuple[int, int, int, str, int]) -> Iterator[list[int]]:
-    """The ports of `mlflow server`, once for each replica."""
+    """Start an `mlflow server` per replica, and yield their ports."""
     workers, pool, overflow, loop, replicas = way
     environment = {
         **os.environ,
@@ -139,7 +138,7 @@ class Client:
             return reply.status, json.loads(reply.read() or b"{}") if reply.status == 200 else {}
 
     def runs(self, until: float, took: list[float], failed: list[int]) -> None:
-        """Runs, one after the other."""
+        """Create runs one after the other."""
         batch = {
             "metrics": [{"key": f"m{n}", "value": n, "timestamp": 1, "step": 0} for n in range(15)],
             "params": [{"key": f"p{n}", "value": "x"} for n in range(10)],
@@ -198,7 +197,7 @@ def measure(ports: list[int], postgres: str, clients: int, seconds: float) -> Me
 
 
 def resident(pid: int) -> int:
-    """Of a server with all its processes; Postgres is not among them."""
+    """Memory of a server with all its processes; 0 for Postgres."""
     try:
         process = psutil.Process(pid)
         family = [process, *process.children(recursive=True)]
@@ -211,7 +210,7 @@ def resident(pid: int) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="for each row")
+    parser.add_argument("--seconds", type=float, default=10, help="per row")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir="/tmp", prefix="sizing-") as scratch:
@@ -225,7 +224,7 @@ def main() -> None:
             print(f"| {' | '.join(COLUMNS)} |", f"|{'---|' * len(COLUMNS)}", sep="\n")
             for way in WAYS:
                 if way[3] == "uvloop" and importlib.util.find_spec("uvloop") is None:
-                    print("(uvloop is not installed: its rows are left out)", file=sys.stderr)
+                    print("(uvloop is not installed: skipping its rows)", file=sys.stderr)
                     continue
                 compare(address, directory, way, given.clients, given.seconds)
         finally:

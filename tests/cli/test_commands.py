@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from agentcore.cli import main
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.settings import MLflowConfig, shown_uri
-from agentcore.tracking import MLflowTracker
 from tests.dspy_optimization.test_pipeline import ARTIFACTS, METRICS
 from tests.support import colours
 
@@ -123,8 +123,8 @@ def test_a_plan_several_optimizers_and_a_start_from_their_winner(workplace, insi
     few = ("--set", "bootstrap_random_search.num_candidate_programs=3")
     plan = inside(*asked, *both, *few, "--plan", "--price", "offline/knn=1,2", "--latency", "0.5")
     assert plan.returncode == 0, plan.stderr
-    assert "about what it would take, at most" in plan.stdout
-    assert "at 0.5 s a call and 16 in flight" in plan.stdout
+    assert "estimate, an upper bound" in plan.stdout
+    assert "at 0.5 s per call with 16 in flight" in plan.stdout
     assert "cost $0." in plan.stdout
 
     done = agentcore(workplace, *asked, *both, *few, "--max-tokens", "400000")
@@ -134,7 +134,7 @@ def test_a_plan_several_optimizers_and_a_start_from_their_winner(workplace, insi
         workplace, *asked, "--optimizer", "labeled_few_shot", "--start-from", run_id[:8], "--freeze", "demos"
     )
     assert again.returncode == 0, again.stderr
-    assert "the program is kept as given" in again.stdout  # frozen, there is nothing else to try
+    assert "kept the original program" in again.stdout  # frozen, there is nothing else to try
 
 
 def test_the_users_own_prints_come_through_whole(workplace):
@@ -183,7 +183,7 @@ def test_a_job_that_is_started_again_runs_once(workplace, inside):
     assert "gain in quality score" in inside(*command, **uri).stdout
     again = inside(*command)
     assert again.returncode == 0
-    assert "has finished. See it with: agentcore show" in again.stdout
+    assert "has already finished. See it with: agentcore show" in again.stdout
     assert inside("runs").stdout.count("FINISHED") == 1
 
 
@@ -197,7 +197,7 @@ def test_a_finished_job_that_is_started_again_delivers_what_waits(workplace, ins
         assert "wait" in inside(*command, **uri).stdout
         again = inside(*command)
         assert again.returncode == 3
-        assert "has finished" in again.stdout
+        assert "has already finished" in again.stdout
     finally:
         own_stack.start_mlflow()
     assert inside(*command).returncode == 0
@@ -206,11 +206,11 @@ def test_a_finished_job_that_is_started_again_delivers_what_waits(workplace, ins
 
 def test_a_resumed_run_says_what_it_has(capsys):
     from agentcore.cli._live import LiveView
-    from agentcore.journal import RunResumed
+    from agentcore.dspy_optimization.events import RunResumed
 
     LiveView().event(RunResumed(optimization_id="5" * 32, trials=3, examples=120))
     told = capsys.readouterr().err
-    assert told == "going on with run 55555555, which has 3 finished trials, 120 measured examples\n"
+    assert told == "resuming run 55555555: 3 trials finished, 120 examples measured\n"
 
 
 def test_the_demo_proves_its_gain_and_leaves_everything(workplace):
@@ -218,12 +218,14 @@ def test_the_demo_proves_its_gain_and_leaves_everything(workplace):
     assert done.returncode == 0, done.stderr
     tracker = MLflowTracker(MLflowConfig(tracking_uri=f"sqlite:///{workplace / 'mlflow.db'}"))
     run = tracker.sync.get_best_run()
-    assert 0.2 < run.metrics["baseline_quality_score"] < 0.47  # three species
-    assert run.metrics["optimized_quality_score"] >= 0.85
-    assert run.metrics["statistical_significance"] < 0.01
-    assert set(run.metrics) >= METRICS
+    assert 0.2 < run.data.metrics["baseline_quality_score"] < 0.47  # three species
+    assert run.data.metrics["optimized_quality_score"] >= 0.85
+    assert run.data.metrics["statistical_significance"] < 0.01
+    assert set(run.data.metrics) >= METRICS
     for path in ARTIFACTS:
-        assert (workplace / "mlruns" / run.experiment_id / run.run_id / "artifacts" / path).is_file(), path
+        assert (
+            workplace / "mlruns" / run.info.experiment_id / run.info.run_id / "artifacts" / path
+        ).is_file(), path
     shown = agentcore(workplace, "show", "best", "--examples", "1")
     assert "petal_width" in shown.stdout
 
@@ -246,20 +248,23 @@ def replaced(**values):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (replaced(optimizer="magic"), "no optimizer 'magic': there is bootstrap_random_search, copro, gepa"),
-        (replaced(freeze="nothing"), "freeze 'nothing': the program's predictors are predict"),
+        (
+            replaced(optimizer="magic"),
+            "no optimizer 'magic': use one of bootstrap_random_search, copro, gepa",
+        ),
+        (replaced(freeze="nothing"), "freeze 'nothing': no such part; the program's predictors are predict"),
         (replaced(price="offline/knn=1"), "write model=input,output in USD per million tokens"),
         (replaced(max_lm_calls="20"), "max_lm_calls=20 leaves nothing for the search"),
         (replaced(set="gepa.auto=light"), "write optimizer.name=value, for one of miprov2"),
-        (replaced(lm="gpt"), "'gpt' names no language model"),
-        (replaced(program="nowhere:program"), "no module 'nowhere'"),
+        (replaced(lm="gpt"), "'gpt' is not a language model"),
+        (replaced(program="nowhere:program"), "no module named 'nowhere'"),
         (replaced(program="work:missing"), "work has no 'missing'"),
         (replaced(program="work:wrong"), "must be a dspy.Module instance, got int"),
         (replaced(program="work:empty"), "has no dspy.Predict inside"),
         (replaced(program="work:NoForward"), "has no forward method"),
         (replaced(program="thing -> color"), "none of its labels (colour) is an output of the program"),
         (replaced(program="just words"), "use package.module:name"),
-        (replaced(program="question -> answer: nosuchtype"), "is no signature"),
+        (replaced(program="question -> answer: nosuchtype"), "is not a valid signature"),
         (replaced(data="gone.jsonl"), "gone.jsonl: no such file"),
         (replaced(metric="f1"), "use package.module:name or one of exact_match"),
         (replaced(metric="work:broken"), "metric broken raised ValueError: no idea"),
@@ -298,7 +303,7 @@ def is_one_line(done, message, code=2):
         ([*colours(20).rows(), {"thing": "x", "colour": None}], "row 21, field 'colour': missing value"),
         (
             [*colours(20).rows(), {"thing": "x", "colour": "mauve"}],
-            "row 21: label colour='mauve' is none that",
+            "row 21: label colour='mauve' is not an answer that",
         ),
     ],
     ids=["empty", "one", "too few", "differing", "missing", "label never seen"],
@@ -358,7 +363,7 @@ def test_a_server_that_is_away_costs_nothing(workplace, own_stack):
     there = {**away, "MLFLOW_TRACKING_URI": own_stack.uri}
     done = agentcore(workplace, *OPTIMIZE, "--set", "max_labeled_demos=8", "--seed", "1", **away)
     assert done.returncode == 0, done.stderr
-    assert "1 run waits in the journal: agentcore sync delivers them" in done.stdout
+    assert "1 run waits in the journal; deliver with: agentcore sync" in done.stdout
     elsewhere = agentcore(workplace, "sync", **there)
     assert elsewhere.returncode == 0
     assert "1 run waits for http://127.0.0.1:9: set MLFLOW_TRACKING_URI to it" in elsewhere.stderr

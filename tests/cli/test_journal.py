@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.journal import close_journals
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker, stop_deliveries
+from agentcore.tracking import stop_deliveries
 from tests.support import request
 from tests.support.proxy import Proxy
 
@@ -59,7 +60,7 @@ def test_sync_delivers_and_says_what(proxy, environment):
     assert done.stdout == f"delivered 6 entries of 2 runs to {proxy.url}\n"
     assert agentcore(environment, "sync").stdout == f"nothing waits for {proxy.url}\n"
     tracker = MLflowTracker(MLflowConfig(tracking_uri=proxy.url, experiment_name="sync-once"))
-    assert sorted(run.metrics["x"] for run in tracker.sync.search_runs()) == [0.0, 1.0]
+    assert sorted(run.data.metrics["x"] for run in tracker.sync.search_runs()) == [0.0, 1.0]
 
 
 def test_ctrl_c_while_mlflow_is_told_prints_the_result(proxy, environment):
@@ -79,7 +80,7 @@ def test_ctrl_c_while_mlflow_is_told_prints_the_result(proxy, environment):
     output, errors = running.communicate(timeout=60)
     assert running.returncode == 130
     assert "gain in quality score" in output
-    assert "stopped while MLflow was told; agentcore sync delivers the rest" in output
+    assert "stopped during delivery to MLflow; agentcore sync delivers the rest" in output
     assert "Traceback" not in errors
 
 
@@ -88,7 +89,7 @@ def test_sync_without_a_server_is_one_line_and_keeps_all(proxy, environment):
     done = agentcore(environment, "sync", "--timeout", "1")
     assert done.returncode == 3
     (line,) = done.stderr.splitlines()
-    assert "2 runs wait in the journal: agentcore sync delivers them" in line
+    assert "2 runs wait in the journal; deliver with: agentcore sync" in line
 
 
 def test_watching_delivers_what_comes_and_ends_on_sigterm(proxy, environment):
@@ -109,7 +110,7 @@ def test_watching_delivers_what_comes_and_ends_on_sigterm(proxy, environment):
     watching.send_signal(signal.SIGTERM)
     output, errors = watching.communicate(timeout=30)
     assert watching.returncode == 0
-    assert "stopped; what is not delivered stays in the journal" in output
+    assert "stopped; undelivered entries stay in the journal" in output
     assert "Traceback" not in errors
 
 
@@ -125,7 +126,7 @@ def test_looking_into_the_journal(proxy, environment):
     wrong = agentcore(environment, "journal", "show", "zzz")
     assert (wrong.returncode, wrong.stderr) == (
         2,
-        "error: the journal has no run 'zzz'. List them with: agentcore journal ls\n",
+        "error: the journal has no run 'zzz'. List its runs with: agentcore journal ls\n",
     )
     kept = agentcore(environment, "journal", "prune", "--older-than", "0")
     assert "removed 0 runs" in kept.stdout
@@ -139,7 +140,7 @@ def test_looking_into_the_journal(proxy, environment):
             "AGENTCORE_STATE_DIR",
             "/proc/nothing",
             3,
-            "Set AGENTCORE_STATE_DIR to a directory that can be written",
+            "Set AGENTCORE_STATE_DIR to a writable directory",
         ),
         ("AGENTCORE_JOURNAL_URL", "postgresql+psycopg://u:p@host:abc/db", 2, "journal_url: use postgresql"),
         ("AGENTCORE_JOURNAL_URL", "mysql://x", 2, "journal_url: use postgresql+psycopg://"),

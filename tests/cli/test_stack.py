@@ -45,7 +45,7 @@ def test_it_overwrites_nothing(command, tmp_path):
     (tmp_path / ".env.mlflow").write_text("MLFLOW_TRACKING_URI=http://kept:1\n")
     code, told = command("stack", "init")
     assert code == 2
-    assert ".env.mlflow is there already" in told.err
+    assert ".env.mlflow already exists" in told.err
     assert "kept" in (tmp_path / ".env.mlflow").read_text()
     code, told = command("stack", "init", "--file", str(tmp_path / "nowhere" / "x"))
     assert code == 2

@@ -82,12 +82,12 @@ def test_given_splits_refuse_a_shared_example():
         (["text"], "row 1: expected a dict"),
         ([{}], "row 1: no fields"),
         ([{"q": "a", "answer": "b"}, {"q": "a"}], r"row 2: its fields differ .*lacks answer"),
-        ([{"q": "a", "answer": "b"}, {"q": "a", "answer": "b", "x": 1}], r"row 2: .*has x besides"),
+        ([{"q": "a", "answer": "b"}, {"q": "a", "answer": "b", "x": 1}], r"row 2: .*has extra x"),
         ([{"q": "a", "answer": None}], r"row 1, field 'answer': missing value"),
         ([{"q": " ", "answer": "b"}], r"row 1, field 'q': missing value"),
-        ([{"q": float("nan"), "answer": "b"}], r"row 1, field 'q': nan is no finite number"),
-        ([{"q": "a", "answer": object()}], r"row 1, field 'answer': a object that JSON can't hold"),
-        ([{"two words": "a", "answer": "b"}], r"'two words' is no Python identifier.*'two_words'"),
+        ([{"q": float("nan"), "answer": "b"}], r"row 1, field 'q': nan is not a finite number"),
+        ([{"q": "a", "answer": object()}], r"row 1, field 'answer': a value of type object can't be stored as JSON"),
+        ([{"two words": "a", "answer": "b"}], r"'two words' is not a valid Python identifier.*'two_words'"),
         ([{"a": 1, "b": 2}], r"can't tell inputs from outputs"),
     ],
 )
@@ -132,15 +132,15 @@ def test_marked_inputs_of_dspy_examples_win():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", '{"q": 1, "answer": 2}\n{"q": 1,', "line 2: no valid JSON"),
+        ("a.jsonl", '{"q": 1, "answer": 2}\n{"q": 1,', "line 2: not valid JSON"),
         ("a.jsonl", "[1]\n", "line 1: expected an object"),
         ("a.json", "{}", "expected a list"),
-        ("a.json", "[", "a.json: no valid JSON"),
-        ("a.csv", "q,answer\n1,2,3\n", "line 2: has another number of columns"),
-        ("a.csv", "q,answer\n1\n", "line 2: has another number of columns"),
+        ("a.json", "[", "a.json: not valid JSON"),
+        ("a.csv", "q,answer\n1,2,3\n", "line 2: number of columns differs"),
+        ("a.csv", "q,answer\n1\n", "line 2: number of columns differs"),
         ("a.csv", "q,answer\n", "no examples"),
         ("a.csv", "q,answer\n,x\n", "missing value"),
-        ("a.txt", "x", "unknown kind of data"),
+        ("a.txt", "x", "unknown data format"),
     ],
 )
 def test_unreadable_files(tmp_path, name, content, message):
@@ -191,7 +191,7 @@ def test_csv_columns_keep_what_is_no_number(tmp_path):
 
 @pytest.mark.parametrize("name", ["base", "self", "dspy_uuid"])
 def test_names_that_dspy_takes_for_itself(name):
-    with pytest.raises(DataError, match="one that DSPy uses itself"):
+    with pytest.raises(DataError, match="reserved by DSPy"):
         load_dataset([{name: "a", "answer": "b"}])
 
 
@@ -214,5 +214,5 @@ def test_files_that_break_their_parsers(tmp_path):
     with pytest.raises(DataError, match="can't be read as CSV"):
         load_dataset(tmp_path / "a.csv")
     (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
-    with pytest.raises(DataError, match="line 1: no valid JSON"):
+    with pytest.raises(DataError, match="line 1: not valid JSON"):
         load_dataset(tmp_path / "a.jsonl")

@@ -93,7 +93,7 @@ async def test_a_cap_reached_while_the_winner_is_measured_says_of_how_many(monke
     result, lm = await optimize({"max_lm_calls": cap})
     assert lm.engine.calls == cap
     assert result.status == "budget_exhausted"
-    assert any("test examples had been measured with the winner" in item for item in result.warnings)
+    assert any("test examples of the winner" in item for item in result.warnings)
     assert result.comparison.examples == len(colours(60).split(seed=0).test) - 10
 
 
@@ -123,7 +123,7 @@ async def test_an_unknown_price_is_refused_before_anything_is_spent():
     lm = offline_lm()
     lm.model = "own/model"
     pipeline = OptimizationPipeline(AsyncClassifier(), lm=lm, enable_tracking=False)
-    with pytest.raises(ConfigurationError, match="price of own/model is not known"):
+    with pytest.raises(ConfigurationError, match="price of own/model is unknown"):
         await pipeline.run_optimization(request(constraints={"max_cost_usd": 1}), training_data=colours())
     assert lm.engine.calls == 0
 

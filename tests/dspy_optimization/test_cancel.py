@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from agentcore.dspy_optimization import OptimizationPipeline
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.lm import offline_lm
-from agentcore.tracking import MLflowTracker
+from agentcore.tracking import model_names
 from tests.support import AsyncClassifier, Classifier, colours, request
 
 ROOT = Path(__file__).parents[2]
@@ -41,14 +42,14 @@ async def test_cancelling_stops_all_calls_and_keeps_the_best(config, stage, prog
     await asyncio.sleep(0.3)
     assert lm.engine.calls == calls
     (run,) = await MLflowTracker(config).search_runs()
-    assert run.status == "KILLED"
-    assert run.tags["optimization_status"] == "cancelled"
+    assert run.info.status == "KILLED"
+    assert run.data.tags["optimization_status"] == "cancelled"
     tracker = MLflowTracker(config)
     if stage in ("trials", "winner"):
-        assert tracker.model_names(run) == ["best_so_far"]
-        assert await tracker.read_prompt(run.run_id, "best_so_far")
+        assert model_names(run) == ["best_so_far"]
+        assert await tracker.read_prompt(run.info.run_id, "best_so_far")
     else:
-        assert tracker.model_names(run) == []
+        assert model_names(run) == []
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_ctrl_c_in_a_terminal(tmp_path, program, number, code):
     assert process.returncode == code
     assert "stopped: the run " in output
     assert "; the best candidate so far" in output
-    assert "Go on with it: agentcore resume" in output
+    assert "Resume it: agentcore resume" in output
     assert "Traceback" not in output
     shown = subprocess.run(
         [sys.executable, "-m", "agentcore", "show", "latest"],

@@ -12,9 +12,9 @@ import dspy
 import pytest
 
 from agentcore.dspy_optimization import OptimizationPipeline
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError
 from agentcore.lm import offline_lm
-from agentcore.tracking import MLflowTracker
 from tests.support import AsyncClassifier, colours, request
 
 ROOT = Path(__file__).parents[2]
@@ -97,10 +97,10 @@ async def fails(config, url: str) -> None:
         await pipeline.run_optimization(request(), training_data=colours())
     assert time.monotonic() - started < 60
     (run,) = await MLflowTracker(config).search_runs()
-    assert run.status == "FAILED"
-    assert "language model failed" in run.tags["error"]
-    assert "optimized_quality_score" not in run.metrics
-    assert run.metrics.get("trial_score", 1) > 0
+    assert run.info.status == "FAILED"
+    assert "language model failed" in run.data.tags["error"]
+    assert "optimized_quality_score" not in run.data.metrics
+    assert run.data.metrics.get("trial_score", 1) > 0
 
 
 #: Requests: 17 of the baseline, then bootstrapping and proposals, then trials.

@@ -7,7 +7,14 @@ import dspy
 import pytest
 
 from agentcore.dspy_optimization import OptimizationPipeline
-from agentcore.dspy_optimization.optimizers import Optimizer, _find, available_optimizers, make_optimizer
+from agentcore.dspy_optimization.optimizers import (
+    BaseOptimizer,
+    Optimizer,
+    OptimizerSettings,
+    _make,
+    available_optimizers,
+    make_optimizer,
+)
 from agentcore.errors import ConfigurationError, LMUnavailableError, MetricError
 from agentcore.lm import offline_lm
 from agentcore.tracking import program_state
@@ -185,26 +192,25 @@ async def test_a_third_partys_optimizer_by_its_entry_point(monkeypatch):
         assert group == "agentcore.optimizers"
         return EntryPoints([own]) if name in (None, "mine") else EntryPoints([])
 
-    monkeypatch.setattr(_find, "entry_points", entry_points)
+    monkeypatch.setattr(_make, "entry_points", entry_points)
     assert available_optimizers() == ["mine"]
     result = await optimize("mine", optimizer_settings={"mine": {"instruction": "Say green."}})
     assert result.program.predict.signature.instructions == "Say green."
-    with pytest.raises(ConfigurationError, match="no optimizer 'theirs': there is mine"):
+    with pytest.raises(ConfigurationError, match="no optimizer 'theirs': use one of mine"):
         make_optimizer("theirs")
 
 
-class Mine:
+class MineSettings(OptimizerSettings):
+    instruction: str = "x"
+
+
+class Mine(BaseOptimizer[MineSettings]):
     name = "mine"
-
-    def __init__(self, instruction="x"):
-        self.instruction = instruction
-
-    def settings(self):
-        return {"instruction": self.instruction}
+    settings_type = MineSettings
 
     async def optimize(self, task):
         program = task.program.deepcopy()
-        program.predict.signature = program.predict.signature.with_instructions(self.instruction)
+        program.predict.signature = program.predict.signature.with_instructions(self._settings.instruction)
         await task.score(program, task.validation.examples, full=True)
         return program
 
@@ -297,7 +303,7 @@ async def test_what_is_frozen_stays(name, freeze, kept):
 def test_what_cannot_be_frozen_is_said():
     with pytest.raises(ConfigurationError, match="predictors are predict"):
         asyncio.run(optimize("miprov2", freeze=["nothing"]))
-    with pytest.raises(ConfigurationError, match="copro can't keep parts"):
+    with pytest.raises(ConfigurationError, match="copro can't leave parts of a program unchanged"):
         asyncio.run(optimize("copro", freeze=["demos"]))
 
 

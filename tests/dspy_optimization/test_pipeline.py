@@ -14,12 +14,12 @@ from agentcore.dspy_optimization import (
 )
 from agentcore.dspy_optimization._figures import improvement
 from agentcore.dspy_optimization.models import OptimizationObjective
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError, EvaluationError, LMUnavailableError, TrackingError
 from agentcore.journal import open_journal
 from agentcore.lm import OFFLINE_NOTE, offline_lm
 from agentcore.lm.offline import AsyncOfflineEngine, OfflineEngine
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import MLflowTracker
 from tests.support import AsyncClassifier, Classifier, colours, request
 
 METRICS = {
@@ -378,7 +378,7 @@ async def test_an_unreachable_server_costs_nothing():
     assert result.status == "completed"
     assert result.run_id == f"local-{result.optimization_id}"
     with pytest.raises(
-        TrackingError, match=r"9: can't be reached.* 1 run waits in the journal: agentcore sync"
+        TrackingError, match=r"9: can't be reached.* 1 run waits in the journal; deliver with: agentcore sync"
     ):
         await pipeline.flush()
     (stream,) = open_journal().waiting("http://127.0.0.1:9")
@@ -391,7 +391,7 @@ def test_the_sync_twin_gives_the_same(config):
         request(), training_data=colours()
     )
     assert result.status == "completed"
-    assert MLflowTracker(config).sync.get_run(result.run_id).metrics["iterations"] == 4
+    assert MLflowTracker(config).sync.get_run(result.run_id).data.metrics["iterations"] == 4
 
 
 async def test_the_sync_twin_works_where_a_loop_already_runs():

@@ -14,12 +14,14 @@ import sqlalchemy as sa
 from mlflow import MlflowClient
 
 from agentcore.dspy_optimization import OptimizationPipeline
+from agentcore.dspy_optimization.events import ExampleMeasured, TrialFinished
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError, JournalError, LMUnavailableError, RunFinishedError
-from agentcore.journal import ExampleMeasured, TrialFinished, close_journals, open_journal
 from agentcore.journal import _leases as leases_module
+from agentcore.journal import close_journals, open_journal
 from agentcore.lm import offline_lm
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import Delivery, MLflowTracker, program_state, stop_deliveries
+from agentcore.tracking import Delivery, program_state, stop_deliveries
 from tests.support import QUICK, AsyncClassifier, Classifier, colours, request
 from tests.support.job import CONCURRENCY
 
@@ -113,14 +115,14 @@ async def test_a_stopped_run_ends_as_an_undisturbed_one(config, undisturbed, wan
     assert result.optimization_id == run_id
     tracker = MLflowTracker(config)
     (run,) = await tracker.search_runs()
-    assert (run.run_id, run.status) == (result.run_id, "FINISHED")
-    assert run.tags["optimization_status"] == "completed"
-    assert run.metrics["lm_calls"] == result.spend.calls
-    history = MlflowClient(config.tracking_uri).get_metric_history(run.run_id, "trial_score")
+    assert (run.info.run_id, run.info.status) == (result.run_id, "FINISHED")
+    assert run.data.tags["optimization_status"] == "completed"
+    assert run.data.metrics["lm_calls"] == result.spend.calls
+    history = MlflowClient(config.tracking_uri).get_metric_history(run.info.run_id, "trial_score")
     assert [(item.step, item.value) for item in history] == [
         (item["trial"], item["score"]) for item in undisturbed.optimization_details["trials"]
     ]
-    with pytest.raises(ConfigurationError, match="has finished"):
+    with pytest.raises(ConfigurationError, match="has already finished"):
         await pipeline_for(config).resume(run_id)
 
 
@@ -178,11 +180,11 @@ async def test_a_run_that_failed_goes_on_once_the_model_answers(config, undistur
         )
     tracker = MLflowTracker(config)
     (run,) = await tracker.search_runs()
-    assert run.status == "FAILED"
-    result = await pipeline_for(config).resume(run.run_id)
+    assert run.info.status == "FAILED"
+    result = await pipeline_for(config).resume(run.info.run_id)
     assert figures(result)[:-1] == figures(undisturbed)[:-1]
     (run,) = await tracker.search_runs()
-    assert run.status == "FINISHED"
+    assert run.info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("program", [Classifier, AsyncClassifier])
@@ -285,7 +287,7 @@ async def test_a_named_run_is_made_once(config, undisturbed):
     assert resumed.examples >= result.comparison.examples
     assert figures(result) == figures(undisturbed)
     assert_paid_once(result, undisturbed)
-    with pytest.raises(RunFinishedError, match="has finished") as refusal:
+    with pytest.raises(RunFinishedError, match="has already finished") as refusal:
         await pipeline_for(config).run_optimization(request(), **given)
     assert refusal.value.run_id == result.run_id
     assert len(await MLflowTracker(config).search_runs()) == 1
@@ -318,15 +320,18 @@ async def test_a_name_whose_run_the_journal_forgot_leaves_that_run_alone(config)
     again = await pipeline_for(config).run_optimization(request(), **given)
     await pipeline_for(config).flush()
     assert again.optimization_id != before.optimization_id
-    assert {run.run_id for run in await MLflowTracker(config).search_runs()} == {again.run_id, before.run_id}
+    assert {run.info.run_id for run in await MLflowTracker(config).search_runs()} == {
+        again.run_id,
+        before.run_id,
+    }
 
 
 async def test_a_name_stands_for_what_it_was_begun_with(config):
     given = {"training_data": colours(), "once": "job-7"}
     await pipeline_for(config).run_optimization(request(), **given)
-    with pytest.raises(ConfigurationError, match="was begun with other constraints: give another name"):
+    with pytest.raises(ConfigurationError, match="was started with different constraints: use another name"):
         await pipeline_for(config).run_optimization(request(constraints={"max_lm_calls": 5000}), **given)
-    with pytest.raises(ConfigurationError, match="the examples differs"):
+    with pytest.raises(ConfigurationError, match="the data differs"):
         await pipeline_for(config).run_optimization(request(), **{**given, "training_data": colours(90)})
     with pytest.raises(ConfigurationError, match="an empty name"):
         await pipeline_for(config).run_optimization(request(), **{**given, "once": " "})
@@ -401,7 +406,7 @@ async def test_unknown_runs(config, run_id, message):
 
 async def test_a_run_that_is_no_optimization(config):
     run_id = await MLflowTracker(config).start_run(request())
-    with pytest.raises(ConfigurationError, match="is no optimization"):
+    with pytest.raises(ConfigurationError, match="is not an optimization"):
         await pipeline_for(config).resume(run_id)
 
 
@@ -418,10 +423,10 @@ async def test_a_run_that_failed_and_was_resumed_has_no_error(config):
         await pipeline_for(config, lm=lm).run_optimization(request(), training_data=colours())
     tracker = MLflowTracker(config)
     (run,) = await tracker.search_runs()
-    assert "language model failed" in run.tags["error"]
-    await pipeline_for(config).resume(run.run_id)
+    assert "language model failed" in run.data.tags["error"]
+    await pipeline_for(config).resume(run.info.run_id)
     (run,) = await tracker.search_runs()
-    assert (run.status, run.tags["error"]) == ("FINISHED", "")
+    assert (run.info.status, run.data.tags["error"]) == ("FINISHED", "")
 
 
 @pytest.mark.parametrize("wrong", ["cancelled", "journal away"])
@@ -450,7 +455,7 @@ async def test_what_comes_after_the_end_does_not_undo_it(config, monkeypatch, wr
     else:
         assert (await task).status == "completed"
     (run,) = await MLflowTracker(config).search_runs()
-    assert (run.status, run.tags["optimization_status"]) == ("FINISHED", "completed")
+    assert (run.info.status, run.data.tags["optimization_status"]) == ("FINISHED", "completed")
 
 
 async def test_trials_that_were_paid_for_count_though_no_time_is_left(config, undisturbed):
@@ -657,7 +662,7 @@ def test_the_command_line_resumes_what_it_started(tmp_path, monkeypatch):
     assert "run_finished" in agentcore("journal", "show", short).stdout
     again = agentcore("resume", short)
     assert (again.returncode, again.stderr.count("\n")) == (2, 1)
-    assert "has finished" in again.stderr
+    assert "has already finished" in again.stderr
     pruned = agentcore("journal", "prune", "--older-than", "0")
     assert "removed 1 run" in pruned.stdout
 
@@ -673,6 +678,6 @@ def test_a_journal_that_machines_share(own_stack, tmp_path, monkeypatch):
     assert not list((tmp_path / "two").rglob("*.db"))
     tracker = MLflowTracker(MLflowConfig(tracking_uri=own_stack.uri, experiment_name="shared-journal"))
     (run,) = tracker.sync.search_runs()
-    assert run.status == "FINISHED"
+    assert run.info.status == "FINISHED"
     stop_deliveries()
     close_journals()

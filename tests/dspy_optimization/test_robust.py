@@ -2,20 +2,26 @@
 
 import asyncio
 import gc
+import os
 import threading
 import time
+from base64 import b64encode
 from contextlib import contextmanager
 
 import dspy
 import pytest
+import requests
+from mlflow.tracking.request_auth.registry import fetch_auth
 
 from agentcore.dspy_optimization import OptimizationPipeline
+from agentcore.dspy_optimization._entries import OptimizationEntries
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError, MetricError
 from agentcore.evaluation import ScoredMetric, evaluate, exact_match
 from agentcore.lm import offline_lm
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import Entries, MLflowTracker
-from agentcore.tracking._client import Connection, set_client_environment
+from agentcore.tracking import prepare_environment
+from agentcore.tracking._connection import Connection
 from tests.support import AsyncClassifier, Classifier, colours, request
 
 
@@ -35,22 +41,22 @@ async def test_an_unchanged_program_is_no_improvement():
     assert not result.meets_threshold
     assert result.statistical_significance == 1.0
     assert "winner" not in result.spend_by_stage
-    assert any("kept as given" in warning for warning in result.warnings)
+    assert any("kept the original program" in warning for warning in result.warnings)
 
 
 async def test_whatever_logging_raises_the_result_is_kept(config, monkeypatch):
     def broken(self, *arguments, **named):
         raise TypeError("keys must be str")
 
-    monkeypatch.setattr(Entries, "evaluation", broken)
+    monkeypatch.setattr(OptimizationEntries, "evaluation", broken)
     result = await OptimizationPipeline(
         AsyncClassifier(), lm=offline_lm(), mlflow_config=config, seed=1
     ).run_optimization(request(), training_data=colours())
     assert result.status == "completed"
     assert any("could not be logged: TypeError" in warning for warning in result.warnings)
     run = await MLflowTracker(config).get_run(result.run_id)
-    assert run.status == "FINISHED"
-    assert "optimized_quality_score" in run.metrics
+    assert run.info.status == "FINISHED"
+    assert "optimized_quality_score" in run.data.metrics
 
 
 @pytest.mark.parametrize("error", [StopIteration, SystemExit, KeyboardInterrupt])
@@ -163,7 +169,7 @@ async def test_a_run_cancelled_while_it_starts_does_not_stay_running(config, mon
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert [run.status for run in await MLflowTracker(config).search_runs()] in ([], ["KILLED"])
+    assert [run.info.status for run in await MLflowTracker(config).search_runs()] in ([], ["KILLED"])
     assert [event.kind for event in events][-1] == "run_finished"
 
 
@@ -184,7 +190,7 @@ async def test_killed_is_said_also_to_a_slow_server(config, monkeypatch):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert [run.status for run in await MLflowTracker(config).search_runs()] == ["KILLED"]
+    assert [run.info.status for run in await MLflowTracker(config).search_runs()] == ["KILLED"]
     assert events[-1].kind == "run_finished"
 
 
@@ -198,7 +204,7 @@ async def test_a_listener_that_raises_costs_nothing_but_itself(config, kind):
     result = await pipeline.run_optimization(request(), training_data=colours())
     assert result.status == "completed"
     assert any("on_event raised BrokenPipeError" in warning for warning in result.warnings)
-    assert (await MLflowTracker(config).get_run(result.run_id)).status == "FINISHED"
+    assert (await MLflowTracker(config).get_run(result.run_id)).info.status == "FINISHED"
 
 
 class Many(Classifier):
@@ -266,25 +272,35 @@ def test_the_sync_trackers_run_goes_on_from_call_to_call(config):
     run_id = tracker.sync.start_run(request())
     tracker.sync.log_metrics({"x": 1})
     tracker.sync.end_run()
-    assert tracker.sync.get_run(run_id).metrics == {"x": 1.0}
+    assert tracker.sync.get_run(run_id).data.metrics == {"x": 1.0}
     with pytest.raises(ConfigurationError, match="no current run"):
         tracker.sync.log_metrics({"x": 1})
 
 
-def test_credentials_of_the_configuration_win_and_do_not_mix(monkeypatch):
-    import os
-
-    from agentcore.tracking import _client
-
-    monkeypatch.setattr(_client, "_ours", {})
-    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "from-the-environment")
-    set_client_environment(MLflowConfig(tracking_token="argument", request_timeout=60))
-    assert os.environ["MLFLOW_TRACKING_TOKEN"] == "argument"
+def test_each_server_gets_the_credentials_of_its_own_configuration():
+    prepare_environment(
+        MLflowConfig(tracking_uri="https://a.example", tracking_token="for a", request_timeout=60)
+    )
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "60"
-    set_client_environment(MLflowConfig(tracking_token="argument", request_timeout=5))
-    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
-    with pytest.raises(ConfigurationError, match="MLFLOW_TRACKING_TOKEN was set for another MLflow server"):
-        set_client_environment(MLflowConfig(tracking_token="of another server"))
+    prepare_environment(
+        MLflowConfig(tracking_uri="https://b.example", tracking_username="me", tracking_password="for b")
+    )
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+
+    def sent(url):
+        headers = {"Authorization": "from the environment"} if "c.example" in url else {}
+        request = requests.Request("GET", url, headers=headers, auth=fetch_auth("agentcore"))
+        return request.prepare().headers.get("Authorization")
+
+    assert sent("https://a.example/api/2.0/mlflow") == "Bearer for a"
+    assert sent("https://b.example/api/2.0/mlflow") == "Basic " + b64encode(b"me:for b").decode()
+    assert sent("https://c.example/api") == "from the environment"
+    assert sent("https://you:pw@d.example/api") == "Basic " + b64encode(b"you:pw").decode()
+    assert sent("https://e.example/api") is None
+    with pytest.raises(
+        ConfigurationError, match=r"already uses other credentials for MLflow at https://a\.example"
+    ):
+        prepare_environment(MLflowConfig(tracking_uri="https://a.example", tracking_token="of another user"))
 
 
 async def test_a_request_that_is_none_is_a_configuration_error():

@@ -8,7 +8,7 @@ import dspy
 import pytest
 
 from agentcore.dspy_optimization import OptimizationPipeline
-from agentcore.dspy_optimization.search import behind
+from agentcore.dspy_optimization.optimizers._racing import behind
 from agentcore.lm import offline_lm
 from agentcore.lm.offline import AsyncOfflineEngine, OfflineEngine
 from tests.support import AsyncClassifier, Classifier, TwoSteps, colours, request

@@ -8,7 +8,7 @@ import pytest
 
 from agentcore.data import Dataset
 from agentcore.errors import ConfigurationError, DataError, EvaluationError, LMUnavailableError, MetricError
-from agentcore.evaluation import Limits, ScoredMetric, evaluate, exact_match, resolve_metric
+from agentcore.evaluation import EvaluationLimits, ScoredMetric, evaluate, exact_match, resolve_metric
 from agentcore.lm import offline_lm
 from tests.support import AsyncClassifier, Classifier, colours
 
@@ -68,7 +68,7 @@ async def test_concurrency_is_bounded_and_used():
             running -= 1
             return dspy.Prediction(colour="red")
 
-    await evaluate(Counting(), DATA, EXACT, lm=offline_lm(), limits=Limits(max_concurrency=4))
+    await evaluate(Counting(), DATA, EXACT, lm=offline_lm(), limits=EvaluationLimits(max_concurrency=4))
     assert most == 4
 
 
@@ -84,7 +84,7 @@ async def test_two_evaluations_share_a_gate():
             running -= 1
             return dspy.Prediction(colour="red")
 
-    limits = Limits(max_concurrency=8, gate=asyncio.Semaphore(5))
+    limits = EvaluationLimits(max_concurrency=8, gate=asyncio.Semaphore(5))
     await asyncio.gather(
         *(evaluate(Counting(), DATA, EXACT, lm=offline_lm(), limits=limits) for _ in range(2))
     )
@@ -123,19 +123,21 @@ async def test_the_models_failure_has_no_score():
 
 
 async def test_too_many_failures_raise_and_name_the_first():
-    with pytest.raises(EvaluationError, match=r"4 of 30 examples failed, 3 are tolerated.*ValueError: bad"):
+    with pytest.raises(
+        EvaluationError, match=r"4 of 30 examples failed, more than the 3 allowed.*ValueError: bad"
+    ):
         await evaluate(Failing(set(range(30)), ValueError("bad")), DATA, EXACT, lm=offline_lm())
 
 
 async def test_an_outage_is_an_error_and_ends_the_evaluation_early():
     lm = offline_lm(error_rate=1.0, num_retries=0)
     with pytest.raises(LMUnavailableError, match="the language model failed"):
-        await evaluate(AsyncClassifier(), DATA, EXACT, lm=lm, limits=Limits(max_concurrency=2))
+        await evaluate(AsyncClassifier(), DATA, EXACT, lm=lm, limits=EvaluationLimits(max_concurrency=2))
     assert lm.engine.calls <= 6
 
 
 async def test_candidates_may_fail_but_not_their_model():
-    limits = Limits(only_lm_failures=True)
+    limits = EvaluationLimits(only_lm_failures=True)
     report = await evaluate(
         Failing(set(range(30)), ValueError("bad")), DATA, EXACT, lm=offline_lm(), limits=limits
     )
@@ -154,7 +156,7 @@ async def test_no_examples():
 async def test_cancelling_stops_all_calls():
     lm = offline_lm(latency=0.05)
     task = asyncio.create_task(
-        evaluate(AsyncClassifier(), colours(90), EXACT, lm=lm, limits=Limits(max_concurrency=4))
+        evaluate(AsyncClassifier(), colours(90), EXACT, lm=lm, limits=EvaluationLimits(max_concurrency=4))
     )
     while lm.engine.calls < 8:
         await asyncio.sleep(0.01)
@@ -246,7 +248,7 @@ def test_a_metrics_thread_is_not_the_loops():
     ("metric", "message"),
     [
         ("f1", "use package.module:name or one of exact_match"),
-        ("nowhere:f", "no module 'nowhere'"),
+        ("nowhere:f", "no module named 'nowhere'"),
         ("math:nothing", "math has no 'nothing'"),
         ("math:pi", "metric must be a function, got float"),
         (lambda example: True, r"must take \(example, prediction\), but takes 1 argument$"),
@@ -288,5 +290,7 @@ def test_optional_parameters_keep_their_defaults():
 async def test_the_tolerated_share_is_not_lost_to_rounding():
     """0.29 · 100 is 28.999999999999996."""
     program = Failing(set(range(29)), ValueError("bad"))
-    report = await evaluate(program, colours(100), EXACT, lm=offline_lm(), limits=Limits(max_error_rate=0.29))
+    report = await evaluate(
+        program, colours(100), EXACT, lm=offline_lm(), limits=EvaluationLimits(max_error_rate=0.29)
+    )
     assert len(report.failures) == 29

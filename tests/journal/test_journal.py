@@ -14,26 +14,24 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from agentcore._redaction import Redactor
+from agentcore.dspy_optimization.events import RunFinished, StageStarted
 from agentcore.errors import ConfigurationError, JournalError, LeaseLostError, PayloadGoneError
-from agentcore.journal import (
-    ArtifactLogged,
-    Journal,
-    Lease,
-    MetricsLogged,
-    RunCreated,
-    RunEnded,
-    RunFinished,
-    RunReopened,
-    StageStarted,
-    TagsSet,
-    TrackingEvent,
-    open_journal,
-)
+from agentcore.journal import Journal, Lease, open_journal
 from agentcore.journal import _leases as leases_module
 from agentcore.journal import _owner as owner_module
 from agentcore.journal import _payloads as payloads_module
 from agentcore.journal import _schema as schema
 from agentcore.settings import Settings
+from agentcore.tracking import (
+    ArtifactLogged,
+    MetricsLogged,
+    RunCreated,
+    RunEnded,
+    RunReopened,
+    TagsSet,
+    TrackingEvent,
+)
 
 ROOT = Path(__file__).parents[2]
 DESTINATION = "http://mlflow"
@@ -107,7 +105,8 @@ def test_two_processes_write_to_one_run(home, journal, key):
     journal.create(key, "run", "a run", DESTINATION).result()
     script = f"""
 import sys
-from agentcore.journal import MetricsLogged, open_journal
+from agentcore.tracking import MetricsLogged
+from agentcore.journal import open_journal
 journal = open_journal()
 first = int(sys.argv[1])
 numbers = range(first, first + 200)
@@ -128,7 +127,8 @@ for future in done:
 def test_what_was_acknowledged_survives_kill_9(home, journal, key):
     journal.create(key, "run", "a run", DESTINATION).result()
     script = f"""
-from agentcore.journal import MetricsLogged, open_journal
+from agentcore.tracking import MetricsLogged
+from agentcore.journal import open_journal
 journal = open_journal()
 for number in range(10**9):
     journal.append({key!r}, [MetricsLogged(metrics={{"x": number}})]).result()
@@ -323,7 +323,7 @@ def test_a_changed_payload_is_refused(tmp_path):
 def test_secrets_are_cut_out_also_where_json_escapes_them(journal, key):
     secret = 'sk-"quoted"\\and\nlong'
     journal.create(key, "run", "a run", DESTINATION).result()
-    journal.append(key, [TagsSet(tags={"a": f"has {secret}"})], secrets=[secret]).result()
+    journal.append(key, [TagsSet(tags={"a": f"has {secret}"})], redactor=Redactor([secret])).result()
     (entry,) = journal.read(key)
     assert entry.event.tags == {"a": "has [redacted]"}
 
@@ -331,7 +331,9 @@ def test_secrets_are_cut_out_also_where_json_escapes_them(journal, key):
 def test_a_secret_of_digits_or_words_leaves_the_event_readable(journal, key):
     journal.create(key, "run", "a run", DESTINATION).result()
     event = MetricsLogged(metrics={"acc": 1 / 9})
-    journal.append(key, [event], secrets=["11111111", "metrics_logged", "timestamp_ms", ""]).result()
+    journal.append(
+        key, [event], redactor=Redactor(["11111111", "metrics_logged", "timestamp_ms", ""])
+    ).result()
     assert [entry.event for entry in journal.read(key)] == [event]
 
 
@@ -358,7 +360,7 @@ def test_what_the_database_cannot_take_harms_no_other(journal, key):
     go_on.set()
     assert (good.result(), more.result()) == (1, 2)
     assert bad.exception() is not None
-    with pytest.raises(ConfigurationError, match="is no run's id"):
+    with pytest.raises(ConfigurationError, match="is not a run id"):
         journal.create("x" * 65, "run", "a run", DESTINATION)
 
 
@@ -497,10 +499,12 @@ def test_a_newer_journal_is_left_alone(tmp_path):
     journal = open_journal()
 
     def newer(connection):
-        connection.execute(schema.version.insert().values(version=99))
+        connection.exec_driver_sql("INSERT INTO agentcore_journal_version (version) VALUES (99)")
 
     journal._writer.submit(newer).result()
-    with pytest.raises(JournalError, match="of version 99, this AgentCore knows 1: update it"):
+    with pytest.raises(
+        JournalError, match=r"journal schema 99 is newer than this version supports \(2\): upgrade agentcore"
+    ):
         Journal(f"sqlite:///{tmp_path / 'state' / 'journal.db'}", tmp_path / "p")
 
 
@@ -513,7 +517,7 @@ def test_an_event_of_a_newer_version_is_an_error(tmp_path):
         connection.execute(schema.events.insert().values(**row))
 
     journal._writer.submit(write).result()
-    with pytest.raises(JournalError, match="a newer AgentCore wrote it"):
+    with pytest.raises(JournalError, match="doesn't know events of kind 'new': upgrade agentcore"):
         journal.read(key)
 
 
@@ -530,7 +534,7 @@ def test_where_the_journal_is(tmp_path, monkeypatch):
 def test_a_state_directory_that_cannot_be_made_is_said(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("AGENTCORE_STATE_DIR", str(tmp_path / "file" / "state"))
-    with pytest.raises(JournalError, match="Set AGENTCORE_STATE_DIR to a directory that can be written"):
+    with pytest.raises(JournalError, match="Set AGENTCORE_STATE_DIR to a writable directory"):
         open_journal()
 
 

@@ -22,6 +22,8 @@ from agentcore.lm import (
     Meter,
     Price,
     SearchStopped,
+    manage,
+    manage_program,
     offline_lm,
     parse_prices,
     price_of,
@@ -122,7 +124,7 @@ both_ways = pytest.mark.parametrize("threads", [False, True], ids=["tasks", "thr
 async def test_a_refused_rate_lowers_the_limit_until_the_provider_bears_it(threads):
     engine = Engine(seconds=0.02, bears=3)
     control, meter = under(concurrency=16)
-    lm = control.manage(lm_of(engine))
+    lm = manage(control, lm_of(engine))
     with meter.stage("trials"), dspy.context(lm=lm):
         answers = await ask_all(40, threads=threads)
     assert len(answers) == 40
@@ -137,7 +139,7 @@ async def test_retry_after_is_honoured_by_all(threads):
     error = RateLimitError("slow down", status=429, retry_after=0.4)
     engine = Engine(fail=[error])
     control, _ = under()
-    with dspy.context(lm=control.manage(lm_of(engine))):
+    with dspy.context(lm=manage(control, lm_of(engine))):
         await ask_all(1, threads=threads)
         first, second = engine.times
         assert 0.4 <= second - first < 2
@@ -172,7 +174,7 @@ def test_additive_increase_and_one_decrease_for_one_burst():
 async def test_whoever_is_cancelled_leaves_its_place():
     engine = Engine(seconds=0.05)
     control, _ = under(concurrency=2)
-    with dspy.context(lm=control.manage(lm_of(engine))):
+    with dspy.context(lm=manage(control, lm_of(engine))):
         waiting = asyncio.ensure_future(ask_all(10))
         while engine.open < 2:
             await asyncio.sleep(0.001)
@@ -190,7 +192,7 @@ async def test_identical_calls_at_once_are_one(threads, tmp_path):
     dspy.cache = Cache(enable_disk_cache=False, enable_memory_cache=True, disk_cache_dir=str(tmp_path))
     control, meter = under()
     try:
-        with meter.stage("trials"), dspy.context(lm=control.manage(lm_of(engine, cache=True))):
+        with meter.stage("trials"), dspy.context(lm=manage(control, lm_of(engine, cache=True))):
             answers = await ask_all(8, "the same", threads=threads)
     finally:
         dspy.cache = old
@@ -207,7 +209,7 @@ async def test_where_the_first_of_identical_calls_fails_the_next_asks(tmp_path):
     control, _ = under()
     program = dspy.Predict("question -> answer")
     try:
-        with dspy.context(lm=control.manage(lm_of(engine, cache=True, num_retries=0))):
+        with dspy.context(lm=manage(control, lm_of(engine, cache=True, num_retries=0))):
             asked = (program.acall(question="the same") for _ in range(8))
             answers = await asyncio.gather(*asked, return_exceptions=True)
     finally:
@@ -219,7 +221,7 @@ async def test_where_the_first_of_identical_calls_fails_the_next_asks(tmp_path):
 async def test_identical_calls_without_a_cache_are_samples_of_their_own():
     engine = Engine(seconds=0.01)
     control, _ = under()
-    with dspy.context(lm=control.manage(lm_of(engine))):
+    with dspy.context(lm=manage(control, lm_of(engine))):
         await ask_all(4, "the same")
     assert engine.calls == 4
 
@@ -234,7 +236,7 @@ async def test_no_cap_is_exceeded_by_a_single_call(caps, answered, threads):
     prices = {"own/model": Price(1.0, 10.0)}
     control, meter = under(caps, prices=prices)
     guard, engine = Guard(control.reserve_unmanaged), Engine(seconds=0.005)
-    lm = control.manage(lm_of(engine))
+    lm = manage(control, lm_of(engine))
     stopped = pytest.raises(SearchStopped)
     with meter.stage("trials"), guard.watching(), dspy.context(lm=lm), stopped:
         await ask_all(30, threads=threads)
@@ -255,7 +257,7 @@ async def test_what_is_reserved_and_not_used_makes_room_again():
     """Each call reserves ten times what it takes: they wait for each other instead of stopping."""
     control, meter = under(Amount(tokens=5000))
     engine = Engine(seconds=0.005)
-    with meter.stage("trials"), dspy.context(lm=control.manage(lm_of(engine, max_tokens=1000))):
+    with meter.stage("trials"), dspy.context(lm=manage(control, lm_of(engine, max_tokens=1000))):
         await ask_all(20)
     assert meter.total.total_tokens == 20 * 110
 
@@ -282,14 +284,14 @@ def test_a_price_is_two_numbers():
 async def test_the_users_price_is_what_is_charged():
     prices = {"own/model": Price(10.0, 100.0)}
     control, meter = under(prices=prices)
-    with meter.stage("trials"), dspy.context(lm=control.manage(lm_of(Engine()))):
+    with meter.stage("trials"), dspy.context(lm=manage(control, lm_of(Engine()))):
         await ask_all(2)
     assert meter.total.cost_usd == pytest.approx(2 * (100 * 10 + 10 * 100) / 1e6)
 
 
 def test_a_cap_that_cannot_be_kept_is_said_before_anything_is_spent():
     control, _ = under(Amount(usd=1.0))
-    with pytest.raises(ConfigurationError, match="price of own/model is not known"):
+    with pytest.raises(ConfigurationError, match="price of own/model is unknown"):
         control.check_bounds(lm_of(Engine()))
     control, _ = under(Amount(tokens=100))
     with pytest.raises(ConfigurationError, match="max_tokens="):
@@ -297,16 +299,17 @@ def test_a_cap_that_cannot_be_kept_is_said_before_anything_is_spent():
     control.check_bounds(lm_of(Engine()), None)
 
 
-def test_a_managed_model_looks_like_the_plain_one_and_becomes_it_again():
+def test_a_managed_model_stands_for_the_plain_one_and_becomes_it_again():
     plain = offline_lm(num_retries=5)
     control, _ = under()
-    managed = control.manage(plain)
-    assert isinstance(managed, dspy.LM)
+    managed = manage(control, plain)
+    assert isinstance(managed, dspy.BaseLM)
+    assert (managed.model, managed.kwargs, managed.num_retries) == (plain.model, plain.kwargs, 5)
     assert managed.dump_state() == plain.dump_state()
-    assert control.manage(managed) is managed
+    assert manage(control, managed) is managed
     program = dspy.Predict("question -> answer")
     program.lm = plain
-    control.manage_program(program)
+    manage_program(control, program)
     copied = copy.deepcopy(program)
     assert copied.lm._control is control
     unmanaged(copied)
@@ -336,7 +339,7 @@ async def test_a_synchronous_call_in_the_event_loop_never_waits_for_it():
         await program.acall(question=f"a{number}")
         return program(question=f"b{number}")
 
-    with meter.stage("trials"), dspy.context(lm=control.manage(lm_of(engine))):
+    with meter.stage("trials"), dspy.context(lm=manage(control, lm_of(engine))):
         await asyncio.wait_for(asyncio.gather(*(both(number) for number in range(12))), 30)
     assert meter.total.calls == 24
     assert control.limits["own/model"].in_flight == 0
@@ -346,7 +349,7 @@ async def test_a_synchronous_call_in_the_event_loop_never_waits_for_it():
 async def test_a_cap_holds_for_programs_with_callbacks_of_their_own(threads):
     control, meter = under(Amount(calls=5))
     guard, engine = Guard(control.reserve_unmanaged), Engine()
-    lm = control.manage(lm_of(engine))
+    lm = manage(control, lm_of(engine))
     watched = dspy.context(lm=lm), meter.stage("trials"), guard.watching()
     stopped = pytest.raises(SearchStopped)
     with watched[0], watched[1], watched[2], dspy.context(callbacks=[]), stopped:
@@ -371,7 +374,7 @@ async def test_what_cannot_be_counted_counts_as_the_most_that_it_can_be(how):
     guard = Guard(control.reserve_unmanaged)
     engine = Silent() if how == "no usage" else Engine()
     off = dspy.context(disable_history=True) if how == "no history" else contextlib.nullcontext()
-    lm, stopped = control.manage(lm_of(engine, max_tokens=500)), pytest.raises(SearchStopped)
+    lm, stopped = manage(control, lm_of(engine, max_tokens=500)), pytest.raises(SearchStopped)
     with meter.stage("trials"), guard.watching(), dspy.context(lm=lm), off, stopped:
         await ask_all(30)
     assert 0 < engine.calls <= 3000 / 500
@@ -425,7 +428,7 @@ def _completion():
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 async def test_a_users_own_class_keeps_its_retries_and_is_not_held_up():
     control, _ = under(concurrency=16)
-    lm = control.manage(Legacy())
+    lm = manage(control, Legacy())
     began = time.monotonic()
     with dspy.context(lm=lm):
         answers = await ask_all(8, "the same", threads=True)
@@ -437,7 +440,7 @@ def test_another_process_gets_the_model_without_the_control():
     import cloudpickle
 
     control, _ = under()
-    managed = control.manage(dspy.LM("openai/gpt-4o-mini", num_retries=2))
+    managed = manage(control, dspy.LM("openai/gpt-4o-mini", num_retries=2))
     copied = cloudpickle.loads(cloudpickle.dumps(managed.copy()))
     assert type(copied) is dspy.LM
     assert copied.num_retries == 2

@@ -16,6 +16,7 @@ from agentcore.lm import (
     SearchStopped,
     collect_spend,
     is_lm_failure,
+    manage,
     offline_lm,
     resolve_lm,
 )
@@ -94,7 +95,7 @@ def test_calls_stop_at_exactly_the_cap_over_threads(managed):
     meter, lm = Meter(), offline_lm()
     control = Control(Ledger(meter, Amount(calls=10)), 4, {})
     guard = Guard(control.reserve_unmanaged)
-    asked = control.manage(lm) if managed else lm
+    asked = manage(control, lm) if managed else lm
 
     def work() -> None:
         with pytest.raises(SearchStopped):

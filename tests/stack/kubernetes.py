@@ -219,7 +219,7 @@ def optimizes(cluster: Cluster) -> None:
     podman("pod", "rm", "-f", "optimize")
     cluster.up("optimize")
     told = logs("optimize-optimize")
-    expect("going on with run" in told and "gain in quality score" in told, f"it did not go on: {told}")
+    expect("resuming run" in told and "gain in quality score" in told, f"it did not go on: {told}")
     mlflow = cluster.stack.client()
     experiment = mlflow.get_experiment_by_name("dspy-optimization")
     named = uuid.uuid5(uuid.NAMESPACE_OID, UID).hex[:16]  # how an id tells the name given by --once

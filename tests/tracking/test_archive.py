@@ -11,8 +11,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from agentcore.cli import main
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import TrackingError
-from agentcore.tracking import MLflowTracker
 from tests.support import Classifier, request
 
 DAY_MS = 86_400_000
@@ -45,10 +45,10 @@ async def archive(config, days, **settings):
 async def test_a_dry_run_tells_and_deletes_nothing(store, config):
     client, runs = store
     found = await archive(config, 45, keep_best=0)
-    assert [run.run_id for run in found.runs] == runs[:4:-1]  # 90 to 50 days, the oldest first
+    assert [run.info.run_id for run in found.runs] == runs[:4:-1]  # 90 to 50 days, the oldest first
     assert left(client, config) == set(runs)
     done = await archive(config, 45, keep_best=0, dry_run=False)
-    assert done == found
+    assert [run.info.run_id for run in done.runs] == [run.info.run_id for run in found.runs]
     assert left(client, config) == set(runs[:5])
     client.restore_run(runs[9])
     assert runs[9] in left(client, config)
@@ -57,7 +57,7 @@ async def test_a_dry_run_tells_and_deletes_nothing(store, config):
 async def test_the_best_stay(store, config):
     client, runs = store
     found = await archive(config, 45, keep_best=2, dry_run=False)
-    assert found.kept == {"it is among the best 2": 2}
+    assert found.kept == {"they are among the best 2": 2}
     assert left(client, config) == {*runs[:5], runs[8], runs[9]}
 
 
@@ -72,13 +72,13 @@ async def test_what_is_registered_or_promoted_stays(store, config):
     client.create_model_version("agent's model", f"models:/{model.model_id}")
     client.set_registered_model_alias("agent's model", "champion", "1")
     found = await archive(config, 45, keep_best=0)
-    assert [run.run_id for run in found.runs] == [runs[5]]
+    assert [run.info.run_id for run in found.runs] == [runs[5]]
     assert found.kept == {
-        "an alias of the model registry names its model": 1,
-        "its model is registered": 3,
+        "their model has a registry alias": 1,
+        "their model is registered": 3,
     }
     done = await archive(config, 45, keep_best=0, keep_registered=False, dry_run=False)
-    assert [run.run_id for run in done.runs] == [runs[8], runs[7], runs[6], runs[5]]
+    assert [run.info.run_id for run in done.runs] == [runs[8], runs[7], runs[6], runs[5]]
     assert runs[9] in left(client, config)
 
 
@@ -137,13 +137,13 @@ async def test_a_run_that_has_not_ended_stays(store, config):
     client, runs = store
     client.update_run(runs[9], status="RUNNING")
     found = await archive(config, 85, keep_best=0, dry_run=False)
-    assert found.kept == {"it has not ended": 1}
+    assert found.kept == {"they have not ended": 1}
     assert left(client, config) == set(runs)
 
 
 @pytest.mark.usefixtures("store")
 async def test_more_runs_than_a_page_holds(config, monkeypatch):
-    monkeypatch.setattr("agentcore.tracking._archive._PAGE", 2)
+    monkeypatch.setattr("agentcore.tracking._gateway._PAGE", 2)
     assert len((await archive(config, 15, keep_best=0)).runs) == 8
 
 
@@ -167,7 +167,7 @@ async def test_mlflow_gc_removes_rows_and_objects_of_what_was_archived(own_stack
         return [key for key in keys if word in key]
 
     found = await archive(config, 0, keep_best=1, with_models=True, dry_run=False)
-    assert [run.run_id for run in found.runs] == [gone]
+    assert [run.info.run_id for run in found.runs] == [gone]
     assert found.models == [model]
     assert objects(gone)
     assert objects(model)

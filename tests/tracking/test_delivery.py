@@ -15,23 +15,18 @@ import pytest
 import sqlalchemy as sa
 from mlflow import MlflowClient
 
+from agentcore.dspy_optimization import interrupted_runs, mark_interrupted
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ArtifactError, ConfigurationError, JournalError, TrackingError
-from agentcore.journal import (
-    Entry,
+from agentcore.journal import Entry, close_journals, open_journal
+from agentcore.settings import MLflowConfig
+from agentcore.tracking import (
     MetricsLogged,
     ParamsLogged,
     RunEnded,
     TagsSet,
-    close_journals,
-    open_journal,
-)
-from agentcore.settings import MLflowConfig
-from agentcore.tracking import (
-    MLflowTracker,
     delivery_for,
     destination_of,
-    interrupted_runs,
-    mark_interrupted,
     stop_deliveries,
 )
 from agentcore.tracking import _delivery as delivery_module
@@ -97,16 +92,16 @@ async def test_a_local_id_stands_for_the_run_until_the_server_is_there(stack, pr
     assert run_id.startswith("local-")
     assert tracker.current_run_id == run_id
     await log_something(tracker)
-    with pytest.raises(TrackingError, match="1 run waits in the journal: agentcore sync delivers them"):
+    with pytest.raises(TrackingError, match="1 run waits in the journal; deliver with: agentcore sync"):
         await tracker.get_run(run_id)
     proxy.fault = lambda method, path: None
     await tracker.end_run()
     await tracker.flush()
     run = check_something(stack, config.experiment_name)
-    assert (await tracker.get_run(run_id)).run_id == run.info.run_id
+    assert (await tracker.get_run(run_id)).info.run_id == run.info.run_id
     await tracker.set_tags({"later": "yes"}, run_id=run_id)
     await MLflowTracker(config).set_tags({"by_real_id": "yes"}, run_id=run.info.run_id)
-    tags = (await tracker.get_run(run_id)).tags
+    tags = (await tracker.get_run(run_id)).data.tags
     assert (tags["later"], tags["by_real_id"]) == ("yes", "yes")
     assert len(runs_in(stack, config.experiment_name)) == 1
 
@@ -172,11 +167,11 @@ async def test_a_refused_entry_takes_no_other_with_it(stack, config):
         tracker.log_params({"beta": 3}),
         tracker.log_metrics({"after": 1}),
     )
-    with pytest.raises(TrackingError, match=r"1 entries were refused, the first: .*alpha"):
+    with pytest.raises(TrackingError, match=r"MLflow refused 1 entry: .*alpha"):
         await tracker.flush()
     run = await tracker.get_run(run_id)
-    assert run.params == {"alpha": "1", "beta": "3"}
-    assert set(run.metrics) == {"before", "after"}
+    assert run.data.params == {"alpha": "1", "beta": "3"}
+    assert set(run.data.metrics) == {"before", "after"}
 
 
 async def test_a_server_that_refuses_the_client_is_said_at_once(proxy, config):
@@ -224,7 +219,7 @@ def test_two_deliverers_at_once_make_one_run(stack, tmp_path):
     tracker = MLflowTracker(config)
     keys = []
     for number in range(6):
-        created = tracker.entries.run_created(config, f"{number:032x}", request())
+        created = tracker.entries.run_created(config, f"{number:032x}", f"run-{number}")
         journal.create(f"{number:032x}", "run", created.name, destination_of(config)).result()
         keys.append(
             journal.append(
@@ -260,11 +255,15 @@ async def test_64_runs_at_once_keep_to_four_requests(stack, proxy, config):
     await tracker.flush()
     assert proxy.most_in_flight <= 4
     runs = await tracker.search_runs()
-    assert {run.tags["target_id"] for run in runs} == {f"t{number}" for number in range(64)}
+    assert {run.data.tags["target_id"] for run in runs} == {f"t{number}" for number in range(64)}
     assert len(runs) == 64
     for run in runs:
-        assert (run.status, run.metrics, run.params["alpha"]) == ("FINISHED", {"loss": 1 / 3}, "1")
-        assert "agentcore.sha256.notes/a.json" in run.tags
+        assert (run.info.status, run.data.metrics, run.data.params["alpha"]) == (
+            "FINISHED",
+            {"loss": 1 / 3},
+            "1",
+        )
+        assert "agentcore.sha256.notes/a.json" in run.data.tags
 
 
 async def test_metrics_are_sent_in_batches(proxy, config):
@@ -335,7 +334,7 @@ async def test_artifacts_have_limits_digests_and_no_secrets(monkeypatch, stack, 
     tracker = MLflowTracker(config)
     run_id = await tracker.start_run(request())
     with pytest.raises(
-        ArtifactError, match=r"the limit is 0\.001: make it smaller, or set AGENTCORE_MAX_ARTI"
+        ArtifactError, match=r"over the limit of 0\.001: make it smaller, or set AGENTCORE_MAX_ARTI"
     ):
         await tracker.log_json("big.json", "x" * 2000)
     for wrong in ("../a.json", "/a.json", "a//b.json"):
@@ -345,7 +344,7 @@ async def test_artifacts_have_limits_digests_and_no_secrets(monkeypatch, stack, 
     text.write_text("the key is sk-abcdefgh12345678")
     await tracker.log_artifact(text, "files")
     binary.write_bytes(b"\xff\xfe sk-abcdefgh12345678")
-    with pytest.raises(ArtifactError, match="holds a secret"):
+    with pytest.raises(ArtifactError, match="contains a secret"):
         await tracker.log_artifact(binary)
     binary.write_bytes(b"\xff\xfe fine")
     await tracker.log_artifact(binary)
@@ -379,12 +378,10 @@ async def test_a_payload_that_is_gone_is_told_and_holds_nothing_up(proxy, config
         if path.is_file():
             path.unlink()
     proxy.fault = lambda method, path: None
-    with pytest.raises(
-        TrackingError, match=r"1 entries were refused, the first: payload .* is not in .* any more"
-    ):
+    with pytest.raises(TrackingError, match=r"MLflow refused 1 entry: payload .* is no longer in "):
         await tracker.flush()
     (run,) = await tracker.search_runs()
-    assert run.status == "FINISHED"
+    assert run.info.status == "FINISHED"
 
 
 def test_a_run_whose_process_died_is_killed_not_running_for_ever(stack, tmp_path):
@@ -425,7 +422,7 @@ def test_a_script_that_just_ends_delivers_first(stack, tmp_path):
     """asyncio.run has closed its loop, the interpreter is on its way out: what waits still goes."""
     script = """
 import asyncio
-from agentcore.tracking import MLflowTracker
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from tests.support import Classifier, request
 async def main():
     tracker = MLflowTracker()
@@ -451,7 +448,7 @@ asyncio.run(main())
 
 def test_a_script_that_ends_without_a_server_says_so_in_one_line(tmp_path):
     script = """
-from agentcore.tracking import MLflowTracker
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from tests.support import request
 tracker = MLflowTracker()
 tracker.sync.start_run(request())
@@ -467,7 +464,7 @@ tracker.sync.log_metrics({"x": 1})
     assert time.monotonic() - started < 15
     assert done.returncode == 0
     (line,) = done.stderr.splitlines()
-    assert "1 run waits in the journal: agentcore sync delivers them" in line
+    assert "1 run waits in the journal; deliver with: agentcore sync" in line
 
 
 async def test_the_journal_not_being_writable_is_an_error_of_the_call(config, monkeypatch):
@@ -531,8 +528,8 @@ async def test_a_journal_that_is_away_for_a_moment_loses_nothing(proxy, config, 
     await asyncio.to_thread(lambda: delivery.flush(timeout=60, patience=30))
     assert len(failures) == 2
     (run,) = await tracker.search_runs()
-    assert (run.status, run.params) == ("FINISHED", {"alpha": "1"})
-    assert await tracker.read_json(run.run_id, "notes/a.json") == {"a": [1, 2]}
+    assert (run.info.status, run.data.params) == ("FINISHED", {"alpha": "1"})
+    assert await tracker.read_json(run.info.run_id, "notes/a.json") == {"a": [1, 2]}
 
 
 async def test_an_artifact_that_a_gateway_refuses_holds_nothing_up(proxy, config):
@@ -541,10 +538,10 @@ async def test_an_artifact_that_a_gateway_refuses_holds_nothing_up(proxy, config
     await tracker.start_run(request())
     await log_something(tracker)
     await tracker.end_run()
-    with pytest.raises(TrackingError, match="1 entries were refused"):
+    with pytest.raises(TrackingError, match="MLflow refused 1 entry"):
         await tracker.flush()
     (run,) = await tracker.search_runs()
-    assert run.status == "FINISHED"
+    assert run.info.status == "FINISHED"
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b", ".."])
@@ -566,10 +563,10 @@ async def test_a_file_where_a_folder_should_be_holds_nothing_up(migrated_store, 
     await tracker.log_json("a/b", {})
     await tracker.log_metrics({"x": 1})
     await tracker.end_run()
-    with pytest.raises(TrackingError, match="1 entries were refused"):
+    with pytest.raises(TrackingError, match="MLflow refused 1 entry"):
         await tracker.flush()
     (run,) = await tracker.search_runs()
-    assert (run.status, run.metrics) == ("FINISHED", {"x": 1.0})
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"x": 1.0})
 
 
 async def test_text_that_is_no_unicode_is_logged(config):
@@ -578,7 +575,7 @@ async def test_text_that_is_no_unicode_is_logged(config):
     await tracker.set_tags({"said": "lone \ud83d surrogate"})
     await tracker.log_params({"p": "\ud83d"})
     run = await tracker.get_run(run_id)
-    assert run.tags["said"] == "lone \\ud83d surrogate"
+    assert run.data.tags["said"] == "lone \\ud83d surrogate"
 
 
 async def test_a_tracker_goes_on_after_its_delivery_was_stopped(config):
@@ -588,7 +585,7 @@ async def test_a_tracker_goes_on_after_its_delivery_was_stopped(config):
     await tracker.log_metrics({"x": 1})
     async with asyncio.timeout(20):
         await tracker.flush()
-    assert (await tracker.get_run(run_id)).metrics == {"x": 1.0}
+    assert (await tracker.get_run(run_id)).data.metrics == {"x": 1.0}
 
 
 async def test_an_adopted_run_outlives_its_pruning(stack, config):
@@ -603,12 +600,10 @@ async def test_an_adopted_run_outlives_its_pruning(stack, config):
     assert client.get_run(run.info.run_id).data.metrics == {"x": 1.0, "y": 2.0}
 
 
-def test_other_credentials_make_another_connection(monkeypatch):
-    from agentcore.tracking import _client
-
-    monkeypatch.setattr(_client, "_ours", {})
+def test_other_credentials_make_another_connection():
     first, second = (
-        MLflowConfig(tracking_uri="http://127.0.0.1:9", tracking_password=word) for word in ("wrong", "right")
+        MLflowConfig(tracking_uri="http://127.0.0.1:9", tracking_username="me", tracking_password=word)
+        for word in ("wrong", "right")
     )
     journal = open_journal()
     assert delivery_for(journal, first) is not delivery_for(journal, second)
@@ -633,7 +628,8 @@ def test_a_forked_process_opens_its_own_journal(config, tmp_path):
     script = """
 import os, warnings
 warnings.simplefilter("ignore")
-from agentcore.tracking import MLflowTracker, limit_exit
+from agentcore.dspy_optimization.tracking import MLflowTracker
+from agentcore.tracking import limit_exit
 from tests.support import request
 limit_exit(None)
 tracker = MLflowTracker()
@@ -645,7 +641,8 @@ if not pid:
     os._exit(0)
 assert os.waitpid(pid, 0)[1] == 0
 tracker.sync.log_metrics({"parent": 1})
-from agentcore.journal import MetricsLogged, open_journal
+from agentcore.tracking import MetricsLogged
+from agentcore.journal import open_journal
 (stream,) = open_journal().streams()
 print([list(item.event.metrics) for item in open_journal().read(stream.id, of=MetricsLogged)])
 """

@@ -16,17 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from agentcore.journal import (
-    Journal,
-    MetricsLogged,
-    ParamsLogged,
-    RunCreated,
-    RunEnded,
-    TagsSet,
-    TrackingEvent,
-)
+from agentcore.journal import Journal
 from agentcore.settings import MLflowConfig
-from agentcore.tracking._client import Connection, Unreachable
+from agentcore.tracking import MetricsLogged, ParamsLogged, RunCreated, RunEnded, TagsSet, TrackingEvent
+from agentcore.tracking._connection import Connection, Unreachable
 from agentcore.tracking._sender import Sender
 
 HISTORIES = int(os.environ.get("AGENTCORE_HISTORIES", "60"))

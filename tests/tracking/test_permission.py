@@ -1,8 +1,10 @@
 """A server that asks for a password, over TLS with an authority of its own: clear errors, nothing lost."""
 
+import asyncio
 import datetime
 import ipaddress
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from agentcore.doctor import Places, diagnose
 from agentcore.settings import MLflowConfig, StackSettings
-from tests.support import colours
+from agentcore.tracking import RunTracker
+from tests.support import Classifier, colours
 from tests.support.ports import free_port, wait_for
 
 pytest.importorskip("flask_wtf", reason="mlflow[auth] is not installed")
@@ -31,7 +34,7 @@ MODULE = "import dspy\nfrom tests.support import AsyncClassifier\nprogram = Asyn
 def certificate(directory):
     """An authority's certificate that serves for the server too, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "a private authority")])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"a private authority {directory.name}")])
     now = datetime.datetime.now(datetime.UTC)
     made = (
         x509.CertificateBuilder()
@@ -59,11 +62,12 @@ def certificate(directory):
 class Guarded:
     """`mlflow server` with basic auth and TLS."""
 
-    def __init__(self, directory, store):
+    def __init__(self, directory, store, admin=ADMIN):
+        self.admin = admin
         self.authority, key = certificate(directory)
         (directory / "auth.ini").write_text(
             f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{directory / 'auth.db'}\n"
-            f"admin_username = {ADMIN[0]}\nauth_cache_ttl_seconds = 60\n"
+            f"admin_username = {admin[0]}\nauth_cache_ttl_seconds = 60\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
         )
         port = free_port()
@@ -78,7 +82,7 @@ class Guarded:
         environment = {
             **os.environ,
             "MLFLOW_AUTH_CONFIG_PATH": str(directory / "auth.ini"),
-            "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN[1],
+            "MLFLOW_AUTH_ADMIN_PASSWORD": admin[1],
             "MLFLOW_FLASK_SERVER_SECRET_KEY": "of-this-test-only",
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -96,12 +100,12 @@ class Guarded:
         except requests.RequestException:
             return False
 
-    def ask(self, method, path, body=None, user=ADMIN, version="2.0"):
+    def ask(self, method, path, body=None, user=None, version="2.0"):
         return requests.request(
             method,
             f"{self.uri}/api/{version}/mlflow/{path}",
             json=body,
-            auth=user,
+            auth=user or self.admin,
             verify=str(self.authority),
             timeout=10,
         )
@@ -113,8 +117,6 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory, migrated_store):
-    import shutil
-
     directory = tmp_path_factory.mktemp("guarded")
     shutil.copy(migrated_store, directory / "mlflow.db")
     server = Guarded(directory, directory / "mlflow.db")
@@ -127,7 +129,7 @@ def guarded(tmp_path_factory, migrated_store):
 
 
 def agentcore(place, guarded, *arguments, user=READER, authority=True):
-    """A command in a process of its own: MLflow takes credentials from the environment, for all."""
+    """A command in a process of its own, with its credentials in the environment."""
     environment = {
         **os.environ,
         "MLFLOW_TRACKING_URI": guarded.uri,
@@ -234,3 +236,40 @@ async def test_a_token_is_sent(monkeypatch):
         server.server_close()
     assert told == ["Bearer a-token"]
     assert "MLFLOW_TRACKING_TOKEN" in found.advice
+
+
+async def test_two_servers_with_two_passwords_in_one_process(guarded, migrated_store, tmp_path, monkeypatch):
+    """At the same time, with the artifacts that MLflow uploads from threads of its own."""
+    shutil.copy(migrated_store, tmp_path / "mlflow.db")
+    other = Guarded(tmp_path, tmp_path / "mlflow.db", admin=("root", "the-other-servers-password"))
+    try:
+        # One bundle of both authorities: that path MLflow does read from the environment.
+        bundle = tmp_path / "bundle.pem"
+        bundle.write_bytes(guarded.authority.read_bytes() + other.authority.read_bytes())
+        monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(bundle))
+        monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "of-neither")
+        monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of-neither-server")
+
+        async def track(server):
+            config = MLflowConfig(
+                tracking_uri=server.uri,
+                tracking_username=server.admin[0],
+                tracking_password=server.admin[1],
+                experiment_name="two",
+                request_timeout=20,
+            )
+            tracker = RunTracker(config)
+            run_id = await tracker.start_run(run_name=server.uri)
+            for step in range(20):
+                await tracker.log_metrics({"x": step}, step=step)
+            await tracker.log_model_artifact(Classifier(), "model")
+            await tracker.end_run()
+            await tracker.flush(60)
+            assert isinstance(await tracker.load_model_artifact(run_id, "model"), Classifier)
+            assert await tracker.model_id(run_id, "model")
+            return (await tracker.get_run(run_id)).info.run_name
+
+        assert await asyncio.gather(track(guarded), track(other)) == [guarded.uri, other.uri]
+        assert os.environ["MLFLOW_TRACKING_USERNAME"] == "of-neither"
+    finally:
+        other.stop()

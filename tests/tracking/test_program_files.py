@@ -6,6 +6,7 @@ import dspy
 import pydantic
 import pytest
 
+from agentcore._redaction import Redactor
 from agentcore.errors import ArtifactError
 from agentcore.lm import offline_lm
 from agentcore.tracking import load_program, save_program
@@ -137,10 +138,10 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(ArtifactError, match=r"optimized_model_metadata.json is missing"):
         load_program(tmp_path)
     (tmp_path / "optimized_model_metadata.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="is not of the format"):
+    with pytest.raises(ArtifactError, match="does not have the format"):
         load_program(tmp_path)
     (tmp_path / "optimized_model_metadata.json").write_text("{")
-    with pytest.raises(ArtifactError, match="is no JSON"):
+    with pytest.raises(ArtifactError, match="is not JSON"):
         load_program(tmp_path)
 
 
@@ -166,7 +167,7 @@ def test_a_class_that_cannot_be_imported_takes_a_fresh_instance(tmp_path):
 
 def test_a_class_with_arguments_takes_a_fresh_instance(tmp_path):
     save_program(NeedsArgument(1), tmp_path)
-    with pytest.raises(ArtifactError, match=r"can't be made without arguments.*program="):
+    with pytest.raises(ArtifactError, match=r"can't be created without arguments.*program="):
         load_program(tmp_path)
     assert load_program(tmp_path, program=NeedsArgument(2))
 
@@ -190,7 +191,7 @@ def test_no_lm_and_no_key_in_any_file(tmp_path, monkeypatch):
     program.predict.lm = dspy.LM("openai/x", api_key=KEY, api_base="http://internal.example:1234/v1")
     program.judge = dspy.LM("openai/y", api_key=KEY)
     program.predict.demos = [dspy.Example(thing=f"key {KEY}", colour="env-secret-value-42")]
-    save_program(program, tmp_path, secrets=[KEY], metadata={"note": f"used {KEY}"})
+    save_program(program, tmp_path, redactor=Redactor([KEY]), metadata={"note": f"used {KEY}"})
     for path in tmp_path.iterdir():
         content = path.read_bytes()
         assert KEY.encode() not in content, path

@@ -9,9 +9,9 @@ import dspy
 import pytest
 
 from agentcore.dspy_optimization import OptimizationPipeline
+from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import TrackingError
 from agentcore.lm import offline_lm
-from agentcore.tracking import MLflowTracker
 from tests.support import AsyncClassifier, colours, request
 from tests.support.stack import BUCKET
 
@@ -53,8 +53,8 @@ async def test_the_best_run_and_its_model(server):
         ids.append(await pipeline.run_optimization(request(), training_data=colours()))
     best = max(ids, key=lambda result: result.improvement_percentage)
     found = await tracker.get_best_run()
-    assert found.run_id == await tracker.tracking_id(best.run_id)
-    loaded = await tracker.load_model_artifact(found.run_id)
+    assert found.info.run_id == await tracker.tracking_id(best.run_id)
+    loaded = await tracker.load_model_artifact(found.info.run_id)
     assert loaded.predict.demos
     with dspy.context(lm=offline_lm()):
         assert (await loaded.acall(thing="leaf grass")).colour == "green"
@@ -71,15 +71,15 @@ async def test_many_pipelines_at_once(server):
         )
     )
     tracker = MLflowTracker(server)
-    runs = {run.run_id: run for run in await tracker.search_runs()}
+    runs = {run.info.run_id: run for run in await tracker.search_runs()}
     ids = [await tracker.tracking_id(result.run_id) for result in results]
     assert set(runs) == set(ids)
     for seed, (run_id, result) in enumerate(zip(ids, results, strict=True)):
         run = runs[run_id]
-        assert run.status == "FINISHED"
-        assert run.tags["target_id"] == f"target-{seed}"
-        assert run.metrics["lm_calls"] == result.spend.calls
-        assert run.metrics["optimized_quality_score"] == result.optimized_performance.quality_score
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["target_id"] == f"target-{seed}"
+        assert run.data.metrics["lm_calls"] == result.spend.calls
+        assert run.data.metrics["optimized_quality_score"] == result.optimized_performance.quality_score
 
 
 @pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL], ids=["hangs", "is killed"])
@@ -99,7 +99,7 @@ async def test_a_server_lost_in_the_middle_costs_nothing(own_stack, server, faul
     result = await pipeline.run_optimization(request(), training_data=colours())
     assert time.monotonic() - started < 10
     assert result.status == "completed"
-    with pytest.raises(TrackingError, match="1 run waits in the journal: agentcore sync"):
+    with pytest.raises(TrackingError, match="1 run waits in the journal; deliver with: agentcore sync"):
         await pipeline.flush(timeout=3)
 
     if fault == signal.SIGSTOP:
@@ -110,7 +110,7 @@ async def test_a_server_lost_in_the_middle_costs_nothing(own_stack, server, faul
     await asyncio.to_thread(own_stack.wait)
     await pipeline.flush(timeout=60)
     (run,) = await tracker.search_runs()
-    assert run.status == "FINISHED"
-    assert run.metrics["optimized_quality_score"] == result.optimized_performance.quality_score
-    assert run.run_id == await tracker.tracking_id(result.run_id)
-    assert (await tracker.load_model_artifact(run.run_id)).predict.demos
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics["optimized_quality_score"] == result.optimized_performance.quality_score
+    assert run.info.run_id == await tracker.tracking_id(result.run_id)
+    assert (await tracker.load_model_artifact(run.info.run_id)).predict.demos

@@ -40,7 +40,7 @@ async def test_figures_under_their_exact_names(tracker):
     )
     await tracker.end_run("FINISHED")
     run = await tracker.get_run(run_id)
-    assert run.metrics == {
+    assert run.data.metrics == {
         "baseline_success_rate": 0.5,
         "baseline_quality_score": 0.6,
         "baseline_avg_cost": 0.02,
@@ -58,11 +58,11 @@ async def test_figures_under_their_exact_names(tracker):
         "iterations": 3.0,
         "duration_seconds": 1.5,
     }
-    assert run.params == {"algorithm": "miprov2", "optimization_time": "1.5"}
+    assert run.data.params == {"algorithm": "miprov2", "optimization_time": "1.5"}
     expected = {"target_type": "component", "target_id": "colours", "environment": "development"}
-    assert {**run.tags, **expected, "version": "7", "team": "a"} == run.tags
-    assert run.status == "FINISHED"
-    assert run.end_time >= run.start_time
+    assert {**run.data.tags, **expected, "version": "7", "team": "a"} == run.data.tags
+    assert run.info.status == "FINISHED"
+    assert run.info.end_time >= run.info.start_time
     assert tracker.current_run_id is None
     assert await tracker.read_json(run_id, "algorithm_parameters.json") == {
         "algorithm": "miprov2",
@@ -94,7 +94,7 @@ async def test_concurrent_tasks_each_have_their_own_run(tracker):
     for index, (run_id, current) in enumerate(results):
         assert current == run_id
         run = await tracker.get_run(run_id)
-        assert (run.metrics["value"], run.tags["target_id"]) == (index * 10 + 2, f"target-{index}")
+        assert (run.data.metrics["value"], run.data.tags["target_id"]) == (index * 10 + 2, f"target-{index}")
     assert tracker.current_run_id is None
 
 
@@ -123,12 +123,12 @@ async def test_the_best_run_is_ordered_by_the_server(tracker):
     await tracker.log_metrics({"improvement_percentage": 5.0})
     await tracker.end_run("FAILED")
     infinite = await tracker.start_run(request())
-    await tracker._client.call(
+    await tracker.gateway.call(
         lambda client: client.log_metric(infinite, "improvement_percentage", float("inf"))
     )
     await tracker.end_run()
-    assert (await tracker.get_best_run()).run_id == ids[1]
-    assert (await tracker.get_best_run(order_by="ASC")).run_id == ids[0]
+    assert (await tracker.get_best_run()).info.run_id == ids[1]
+    assert (await tracker.get_best_run(order_by="ASC")).info.run_id == ids[0]
     assert await tracker.get_best_run("nothing") is None
     assert await tracker.get_best_run(target_id="other") is None
     for wrong in ({"metric": "a`b"}, {"order_by": "UP"}, {"metric": ""}):
@@ -140,8 +140,8 @@ async def test_search_is_newest_first_and_takes_filters(tracker):
     first = await tracker.start_run(request("a"))
     await tracker.end_run()
     second = await tracker.start_run(request("b"))
-    assert [run.run_id for run in await tracker.search_runs()] == [second, first]
-    assert [run.run_id for run in await tracker.search_runs("tags.target_id = 'a'")] == [first]
+    assert [run.info.run_id for run in await tracker.search_runs()] == [second, first]
+    assert [run.info.run_id for run in await tracker.search_runs("tags.target_id = 'a'")] == [first]
     assert len(await tracker.search_runs(max_results=1)) == 1
     with pytest.raises(TrackingError, match="Invalid clause"):
         await tracker.search_runs("nonsense")
@@ -149,7 +149,7 @@ async def test_search_is_newest_first_and_takes_filters(tracker):
 
 async def test_statuses_are_checked(tracker):
     await tracker.start_run(request())
-    with pytest.raises(ConfigurationError, match="not 'DONE'"):
+    with pytest.raises(ConfigurationError, match="got 'DONE'"):
         await tracker.end_run("DONE")
 
 
@@ -169,7 +169,7 @@ async def test_a_lost_reply_makes_no_second_run(tracker, monkeypatch):
         run_id = await tracker.start_run(request())
     await tracker.flush()
     (run,) = await tracker.search_runs()
-    assert await tracker.tracking_id(run_id) == run.run_id
+    assert await tracker.tracking_id(run_id) == run.info.run_id
 
 
 async def test_cleanup_asks_for_the_name(tracker):
@@ -224,12 +224,13 @@ async def test_the_model_gives_the_same_answers_in_a_new_process_without_pickle(
     tracker = MLflowTracker(config)
     expected = await tracker.read_json(result.run_id, "test_examples.json")
     (output,) = (
-        await tracker._client.call(lambda client: client.get_run(result.run_id))
+        await tracker.gateway.call(lambda client: client.get_run(result.run_id))
     ).outputs.model_outputs
     script = f"""
 import json, sys, agentcore, dspy
 from agentcore.lm import offline_lm
-from agentcore.tracking import MLflowConfig, MLflowTracker
+from agentcore.tracking import MLflowConfig
+from agentcore.dspy_optimization.tracking import MLflowTracker
 rows = json.load(sys.stdin)
 if {kind!r} == "artifact":
     tracker = MLflowTracker(MLflowConfig(tracking_uri={config.tracking_uri!r}))
@@ -311,7 +312,7 @@ def test_a_malformed_environment_file(tmp_path, content, message):
 
 
 def test_wrong_configuration_does_not_repeat_secrets(monkeypatch):
-    with pytest.raises(ConfigurationError, match="is no tracking URI"):
+    with pytest.raises(ConfigurationError, match="is not a tracking URI"):
         MLflowConfig(tracking_uri="localhost:5000")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "hunter2-secret")
     assert "hunter2" not in repr(MLflowConfig())

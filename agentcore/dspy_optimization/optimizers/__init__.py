@@ -1,19 +1,23 @@
-"""Optimizers behind one Protocol, found by entry point `agentcore.optimizers`."""
+"""Optimizers behind one protocol, discovered through the entry points `agentcore.optimizers`."""
 
-from agentcore.dspy_optimization.optimizers._base import Lead, Optimizer, Trial, Work
-from agentcore.dspy_optimization.optimizers._find import available_optimizers, make_optimizer
-from agentcore.dspy_optimization.optimizers._several import Several
-from agentcore.dspy_optimization.optimizers._task import SEARCH, Host, SearchTask
+from agentcore.dspy_optimization.optimizers._base import (
+    BaseOptimizer,
+    Optimizer,
+    OptimizerSettings,
+    WorkEstimate,
+)
+from agentcore.dspy_optimization.optimizers._make import Several, available_optimizers, make_optimizer
+from agentcore.dspy_optimization.optimizers._task import Lead, SearchTask, Trial
 
 __all__ = [
-    "SEARCH",
-    "Host",
+    "BaseOptimizer",
     "Lead",
     "Optimizer",
+    "OptimizerSettings",
     "SearchTask",
     "Several",
     "Trial",
-    "Work",
+    "WorkEstimate",
     "available_optimizers",
     "make_optimizer",
 ]

@@ -1,45 +1,20 @@
-"""What an optimizer has to be."""
+"""The optimizer interface."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict
+
+from agentcore.data import Dataset
+from agentcore.dspy_optimization.optimizers._task import SearchTask
 
 if TYPE_CHECKING:
-    from agentcore.dspy_optimization.optimizers._task import SearchTask
+    import dspy
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One scored candidate. Number 0 is the program as given."""
-
-    number: int
-    program: Any
-    score: float
-    """Mean score, 0–1."""
-    full: bool
-    """Whether all that the search validates on was scored, or a part of it."""
-    examples: int
-    stopped: bool = False
-    """Whether it was given up before the end of its minibatch, since it couldn't win any more."""
-
-
-@dataclass(frozen=True)
-class Lead:
-    """A candidate that was ahead of the fullest scored one when a limit was reached."""
-
-    program: Any
-    gain: float
-    """In mean score, on the examples that both have answered."""
-    examples: int
-    over: float
-    """The other's mean score on all examples that it has answered."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a search takes at most, for an estimate: runs of the program, LM calls of the proposer.
-
-    An optimizer that can tell has `work(train, validation, predictors) -> Work`.
-    """
+class WorkEstimate:
+    """Upper bound on the work of a search: program runs, and LM calls of the proposer."""
 
     bootstrap: int = 0
     """Runs of the teacher."""
@@ -48,33 +23,73 @@ class Work:
     trials: int = 0
     """Runs of candidates."""
     chain: int = 0
-    """LM calls that wait for each other, however many may be in flight."""
+    """Length of the longest chain of dependent LM calls."""
     demos: float = 0
-    """Demonstrations that a candidate has, about."""
+    """Approximate number of demonstrations per candidate."""
+    unknown: tuple[str, ...] = ()
+    """Names of optimizers that can't estimate their work."""
 
-    def plus(self, other: "Work") -> "Work":
-        return Work(
+    def plus(self, other: "WorkEstimate") -> "WorkEstimate":
+        """Both searches, one after the other."""
+        return WorkEstimate(
             self.bootstrap + other.bootstrap,
             self.proposals + other.proposals,
             self.trials + other.trials,
             self.chain + other.chain,
             max(self.demos, other.demos),
+            (*self.unknown, *other.unknown),
         )
 
 
 @runtime_checkable
 class Optimizer(Protocol):
-    """An optimization algorithm.
+    """An optimization algorithm; `BaseOptimizer` has defaults for all but `name` and `optimize`.
 
     `optimize` reports every scored candidate through `task.score` or `task.report` and returns the program
     to keep. It makes LM calls only under `task.guard`, raises `SearchStopped` once that stops, and gives the
     same candidates for the same task and seed. One instance serves one search at a time.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def freezes(self) -> bool:
+        """Whether it can leave parts of a program unchanged (`task.frozen`)."""
+        ...
 
     def settings(self) -> dict[str, Any]:
         """The algorithm's own settings, JSON values only, as logged with the run."""
         ...
 
-    async def optimize(self, task: "SearchTask") -> Any: ...
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> WorkEstimate:
+        """Upper bound on the work of a search, for an estimate before it starts."""
+        ...
+
+    async def optimize(self, task: SearchTask) -> "dspy.Module": ...
+
+
+class OptimizerSettings(BaseModel):
+    """Base of an algorithm's settings: immutable, rejects unknown names."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+S = TypeVar("S", bound=OptimizerSettings)
+
+
+class BaseOptimizer(Generic[S]):
+    """An `Optimizer` with the settings `S`, made from keyword arguments."""
+
+    name: ClassVar[str]
+    freezes: ClassVar[bool] = False
+    settings_type: ClassVar[type[OptimizerSettings]] = OptimizerSettings
+
+    def __init__(self, **settings: Any) -> None:
+        self._settings: S = self.settings_type(**settings)  # type: ignore[assignment]  # the subclass's own
+
+    def settings(self) -> dict[str, Any]:
+        return self._settings.model_dump()
+
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> WorkEstimate:
+        return WorkEstimate(unknown=(self.name,))

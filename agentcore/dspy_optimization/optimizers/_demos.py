@@ -1,4 +1,4 @@
-"""MIPROv2's sets of demonstrations, bootstrapped concurrently: the sets that DSPy makes one after another."""
+"""MIPROv2's demo sets, bootstrapped concurrently; DSPy makes the same sets sequentially."""
 
 import asyncio
 import itertools
@@ -17,17 +17,17 @@ DemoSet = list[list[Any]]
 """The demonstrations of one set, by predictor."""
 
 MAX_ERRORS = 10
-"""Examples whose program fails while one set is bootstrapped before the search fails; DSPy's default."""
+"""How many examples may fail while one set is bootstrapped before the search fails; DSPy's default."""
 
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """How one set is made.
+    """How to build one demo set.
 
     Attributes:
         examples: in the order in which they are tried.
-        size: bootstrapped demonstrations wanted; 0 for a set of labelled examples alone, or of none.
-        labeled: up to how many demonstrations there may be, those with labels only among them.
+        size: bootstrapped demonstrations wanted; 0 for a set of labelled examples only, or an empty one.
+        labeled: maximum number of demonstrations, labelled ones included.
     """
 
     examples: Sequence[Example]
@@ -38,8 +38,8 @@ class DemoPlan:
 def plan_demo_sets(
     train: Sequence[Example], count: int, bootstrapped: int, labeled: int, rng: random.Random
 ) -> list[DemoPlan]:
-    """The sets of DSPy's `create_n_fewshot_demo_sets`, its random numbers drawn in the same order: none,
-    labelled ones, unshuffled, then shuffled ones of a random size."""
+    """Plan the sets of DSPy's `create_n_fewshot_demo_sets`, drawing random numbers in the same order: an
+    empty set, labelled examples, unshuffled ones, then shuffled ones of random size."""
     plans = []
     for number in range(-3, count - 3):
         if number == -3:
@@ -55,23 +55,25 @@ def plan_demo_sets(
     return plans
 
 
-async def make_demo_set(task: SearchTask, program: Any, plan: DemoPlan, number: int) -> DemoSet:
-    """Set `number`. LM calls are made for bootstrapped demonstrations only."""
+async def make_demo_set(task: SearchTask, program: dspy.Module, plan: DemoPlan, number: int) -> DemoSet:
+    """Make set `number`. Only bootstrapped demonstrations need LM calls."""
     if plan.size:
         student = await _Bootstrap(task, plan, number).fill(program)
     elif plan.labeled:
         labels = dspy.LabeledFewShot(k=plan.labeled)
         student = labels.compile(program, trainset=[item.dspy for item in plan.examples], sample=True)
     else:
-        student = program.deepcopy()  # DSPy's is without any; a program that starts with some keeps them
+        student = (
+            program.deepcopy()
+        )  # DSPy's set is empty; a program that starts with demonstrations keeps them
     return [predictor.demos for predictor in student.predictors()]
 
 
 class _Bootstrap(dspy.BootstrapFewShot):
-    """DSPy's own teacher, student and choice of demonstrations; the examples are tried concurrently.
+    """DSPy's teacher, student and choice of demonstrations, but examples are tried concurrently.
 
-    While k successes are missing, k examples are under way: each may succeed, so that none is asked in vain,
-    and the successes are taken in the examples' order.
+    While k successes are missing, k examples are in flight, so no success is wasted. Successes are used in
+    the order of the examples.
     """
 
     def __init__(self, task: SearchTask, plan: DemoPlan, number: int) -> None:
@@ -80,9 +82,9 @@ class _Bootstrap(dspy.BootstrapFewShot):
         self._plan = plan
         self._number = number
 
-    async def fill(self, program: Any) -> Any:
+    async def fill(self, program: dspy.Module) -> dspy.Module:
         self.trainset = [item.dspy for item in self._plan.examples]
-        # A program that comes with demonstrations teaches with them.
+        # A program that already has demonstrations is its own teacher.
         teacher = program.deepcopy() if any(item.demos for item in program.predictors()) else None
         if teacher is not None:
             teacher._compiled = True
@@ -98,7 +100,7 @@ class _Bootstrap(dspy.BootstrapFewShot):
         return self._train()
 
     async def _successes(self) -> dict[int, dict[str, list[Any]]]:
-        """The demonstrations of the examples that succeeded, by predictor, by the example's position."""
+        """Demonstrations from the successful examples, by example position, then by predictor."""
         found: dict[int, dict[str, list[Any]]] = {}
         running: dict[asyncio.Task[dict[str, list[Any]] | None], int] = {}
         errors, pending = 0, iter(enumerate(self._plan.examples))
@@ -135,8 +137,8 @@ class _Bootstrap(dspy.BootstrapFewShot):
         )
 
     async def _attempt(self, example: Example) -> dict[str, list[Any]] | None:
-        """The demonstrations in one run of the teacher, None where it was not good enough."""
-        teacher = self.teacher.deepcopy()  # each attempt takes another example out of its demonstrations
+        """The demonstrations from one run of the teacher; None if its prediction was not good enough."""
+        teacher = self.teacher.deepcopy()  # each attempt drops its own example from the demonstrations
         names = {}
         for name, predictor in teacher.named_predictors():
             predictor.demos = [item for item in predictor.demos if item != example.dspy]
@@ -153,7 +155,7 @@ class _Bootstrap(dspy.BootstrapFewShot):
 
 
 async def end(tasks: Iterable["asyncio.Future[Any]"]) -> None:
-    """Cancel tasks that nobody will ask for their outcome any more, and wait until they have ended."""
+    """Cancel tasks that are no longer needed, and wait for them to end."""
     left = list(tasks)
     for task in left:
         task.cancel()
@@ -165,7 +167,7 @@ async def end(tasks: Iterable["asyncio.Future[Any]"]) -> None:
 
 
 def _one_of(demos: list[Any]) -> list[Any]:
-    """Of several calls of a predictor in one run, DSPy takes the last one or one of those before it."""
+    """Pick one call of a predictor per run, as DSPy does: the last one, or a random earlier one."""
     if len(demos) == 1:
         return demos
     from dspy.utils.hasher import Hasher
@@ -175,7 +177,7 @@ def _one_of(demos: list[Any]) -> list[Any]:
 
 
 def dump_demos(demos: Sequence[Any]) -> list[dict[str, Any]]:
-    """Demonstrations as JSON values; what JSON can't hold becomes text."""
+    """Demonstrations as JSON values; anything else becomes text."""
     plain: list[dict[str, Any]] = json.loads(json.dumps([item.toDict() for item in demos], default=str))
     return plain
 

@@ -1,4 +1,4 @@
-"""DSPy's own optimizers in a thread: under the run's guard, caps and limit, with its metric."""
+"""Runs DSPy's own optimizers in a thread, with the run's metric, guard, caps and concurrency limit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,9 +10,9 @@ from agentcore.dspy_optimization.optimizers._task import SearchTask
 
 
 async def compile_in_thread(task: SearchTask, compile_: Callable[[], Any]) -> Any:
-    """The best of what DSPy's `compile` scores on the whole validation split and what it returns.
+    """Run DSPy's `compile`; return the best of its result and the candidates it scored on all of validation.
 
-    DSPy scores a failed LM call 0: here the first that stays failed after its retries ends the search.
+    DSPy scores a failed LM call 0; here, the first call that fails after its retries ends the search.
     """
     watcher, usual = _Watcher(task), task.guard.outage_after
     task.guard.outage_after = 1
@@ -27,16 +27,16 @@ async def compile_in_thread(task: SearchTask, compile_: Callable[[], Any]) -> An
 
 
 def metric_for(task: SearchTask) -> Callable[..., float]:
-    """The task's metric as DSPy calls it, from any thread of its own: a score of 0–1."""
+    """The task's metric in the form that DSPy calls, from any thread; scores are 0–1."""
 
-    def metric(example: Any, prediction: Any, trace: Any = None, *_: Any) -> float:
+    def metric(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None, *_: Any) -> float:
         return task.from_thread(lambda: task.scored(example, prediction, trace)).value
 
     return metric
 
 
 class _Watcher(BaseCallback):
-    """Reports each candidate that DSPy evaluates on all of the validation split as a trial."""
+    """Reports each candidate that DSPy evaluates on the whole validation split as a trial."""
 
     def __init__(self, task: SearchTask) -> None:
         self._task = task
@@ -53,10 +53,10 @@ class _Watcher(BaseCallback):
     ) -> None:
         program = self._open.pop(call_id, None)
         if program is not None and exception is None and outputs is not None:
-            # DSPy rounds its own sum: a tie would be won by rounding.
+            # DSPy's own score is rounded, which would decide ties.
             scores = [float(score) for *_, score in outputs.results]
-            self._task.from_thread(lambda: self._told(program, sum(scores) / len(scores)))
+            self._task.from_thread(lambda: self._report(program, sum(scores) / len(scores)))
 
-    async def _told(self, program: Any, score: float) -> None:
+    async def _report(self, program: dspy.Module, score: float) -> None:
         self._task.report(program, score, len(self._task.validation), full=True)
         await self._task.durable()

@@ -1,4 +1,4 @@
-"""MIPROv2's proposed instructions, made concurrently: those that DSPy makes one after another."""
+"""MIPROv2's instruction proposals, made concurrently; DSPy makes the same ones sequentially."""
 
 import asyncio
 import random
@@ -18,31 +18,32 @@ from dspy.propose.grounded_proposer import TIPS, GenerateModuleInstruction
 from dspy.propose.utils import strip_prefix
 from dspy.teleprompt.mipro_optimizer_v2 import BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_CONTEXT
 
+from agentcore._process import silence_dspy_source_listing
+from agentcore._redaction import first_line
 from agentcore.dspy_optimization.optimizers._demos import DemoSet, end
 from agentcore.dspy_optimization.optimizers._task import SearchTask
-from agentcore.errors import first_line
 
 _VIEWED_AT_ONCE = 10
 _VIEWS = 10
 _COMPLETE = "COMPLETE"
 _COMPLETE_ENOUGH = 5
-"""Views that had nothing to add, after which no more are asked for."""
+"""Stop after this many views with nothing to add."""
 _TEMPERATURE = 1.0
 
 
 @dataclass(frozen=True)
 class ProposalPlan:
-    """One instruction to be proposed."""
+    """One instruction to propose."""
 
     predictor: int
     demo_set: int
     tip: str
     rollout: int
-    """Keeps its LM calls apart from others in DSPy's cache."""
+    """Separates its LM calls from others in DSPy's cache."""
 
 
 def plan_proposals(predictors: int, count: int, rng: random.Random) -> list[ProposalPlan]:
-    """The proposals of DSPy's `GroundedProposer`, its random numbers drawn in the same order."""
+    """Plan the proposals of DSPy's `GroundedProposer`, drawing random numbers in the same order."""
     return [
         ProposalPlan(predictor, demo_set, TIPS[rng.choice(list(TIPS))], rng.randint(0, 10**9))
         for predictor in range(predictors)
@@ -52,14 +53,14 @@ def plan_proposals(predictors: int, count: int, rng: random.Random) -> list[Prop
 
 async def propose(
     task: SearchTask,
-    program: Any,
+    program: dspy.Module,
     plans: Sequence[ProposalPlan],
     demo_sets: Callable[[], Awaitable[list[DemoSet]]],
 ) -> list[list[str]]:
-    """The instructions by predictor; the first is the predictor's own, for which nothing is asked.
+    """Propose instructions for each predictor. The first is the predictor's own, which needs no LM call.
 
-    The data set is summarized while the demonstrations are made, and while programs and modules are
-    described; only the instructions themselves wait for the summary.
+    The data set is summarized while the demonstrations are made and programs and modules are described; only
+    the instructions themselves wait for the summary.
     """
     described = _Described(task, program)
     instructions = [[predictor.signature.instructions] for predictor in program.predictors()]
@@ -90,24 +91,23 @@ async def propose(
     return instructions
 
 
-# `get_dspy_source_code` prints the signatures that it reads. Lift once DSPy's doesn't.
-utils.print = lambda *_: None
+silence_dspy_source_listing()
 
 
 class _Described:
-    """What all proposals of a program share."""
+    """Context shared by all proposals for a program."""
 
-    def __init__(self, task: SearchTask, program: Any) -> None:
+    def __init__(self, task: SearchTask, program: dspy.Module) -> None:
         self.task = task
         self.program = program
         self.code: str | None = None
         try:
             self.code = utils.get_dspy_source_code(program)
-        except Exception as error:  # noqa: BLE001 - the source of a notebook's class, say, can't be had
-            task.host.warn(f"instructions are proposed without the program's source: {first_line(error)}")
+        except Exception as error:  # noqa: BLE001 - a notebook's class has no source, for example
+            task.log.warn(f"instructions are proposed without the program's source: {first_line(error)}")
 
     async def summary(self) -> str:
-        """DSPy's data summary: what is seen in ten examples after ten, each view knowing the ones before."""
+        """DSPy's data summary: observations on ten examples at a time, each view building on the last."""
         train = self.task.train.dspy()
         parts = [train[start : start + _VIEWED_AT_ONCE] for start in range(0, len(train), _VIEWED_AT_ONCE)]
         seen, complete = "", 0
@@ -136,7 +136,7 @@ class _Described:
     async def ask(self, step: str, signature: Any, field: str, **inputs: Any) -> str:
         async def make() -> str:
             async with self.task.gate:
-                with self.task.host.stage("proposals"), dspy.context(lm=self.task.prompt_lm):
+                with self.task.stage("proposals"), dspy.context(lm=self.task.prompt_lm):
                     predict = dspy.Predict(signature, n=1, temperature=_TEMPERATURE)
                     return str(getattr(await predict.acall(**inputs), field))
 
@@ -168,7 +168,7 @@ class _Described:
                 setattr(generator, name, self._kept(f"{name}-{place}", getattr(generator, name)))
             generator.generate_module_instruction = generate
             lm = task.prompt_lm.copy(rollout_id=plan.rollout, temperature=_TEMPERATURE)
-            with task.host.stage("proposals"), dspy.context(lm=lm):
+            with task.stage("proposals"), dspy.context(lm=lm):
                 made = generator(
                     demo_candidates=demos,
                     pred_i=plan.predictor,
@@ -184,13 +184,13 @@ class _Described:
         return await task.in_thread(ask)
 
     def _kept(self, step: str, predictor: Any) -> Any:
-        """A predictor whose answer is a step of the run."""
+        """Wrap a predictor so that its answer is saved as a step of the run."""
         task = self.task
         kept = task.prefix + step
 
-        def ask(max_depth: Any = None, **inputs: Any) -> Any:  # DSPy passes one that its signature lacks
-            if kept in task.host.steps:
-                return dspy.Prediction(**task.host.steps[kept])
+        def ask(max_depth: Any = None, **inputs: Any) -> Any:  # DSPy passes it; the signature lacks it
+            if kept in task.steps:
+                return dspy.Prediction(**task.steps[kept])
             with task.slot():
                 made = predictor(**inputs)
 

@@ -1,23 +1,21 @@
-"""DSPy's own MIPROv2 compile, step after step, for comparison."""
+"""DSPy's own sequential MIPROv2 compile, for comparison."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dspy
 
 from agentcore.data import Example
 from agentcore.dspy_optimization.optimizers._demos import dump_demos, load_demos
+from agentcore.dspy_optimization.optimizers._mipro_settings import MIPROv2Settings
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 
-if TYPE_CHECKING:
-    from agentcore.dspy_optimization.optimizers.miprov2 import MIPROv2Settings
 
+async def compile_stock(task: SearchTask, settings: MIPROv2Settings, seed: int) -> dspy.Module:
+    """The best program of `dspy.MIPROv2.compile`, with candidates scored by our evaluation: an outage stops
+    the search, whereas DSPy would score 0."""
 
-async def compile_stock(task: SearchTask, settings: "MIPROv2Settings", seed: int) -> Any:
-    """The best program of `dspy.MIPROv2.compile`, its candidates scored by our evaluation: an outage stops
-    the search, where DSPy would score it 0."""
-
-    def judge(example: Any, prediction: Any, trace: Any = None) -> bool:
+    def judge(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
         return task.from_thread(lambda: task.judge(example, prediction, trace))
 
     compiler = _Compiler(
@@ -47,19 +45,19 @@ async def compile_stock(task: SearchTask, settings: "MIPROv2Settings", seed: int
             seed=seed,
         )
     )
-    assert task.best is not None  # compile scores the program as given first
+    assert task.best is not None  # compile scores the original program first
     return task.best.program
 
 
 class _Score:
-    """What MIPROv2 reads of an evaluation: `score`, 0–100."""
+    """The part of an evaluation that MIPROv2 reads: `score`, 0–100."""
 
     def __init__(self, mean: float) -> None:
         self.score = 100.0 * mean
 
 
 class _Compiler(dspy.MIPROv2):
-    """Hands the trials our evaluation. The method's arguments are the same since DSPy 2.6."""
+    """Scores trials with our evaluation. The overridden method's arguments are unchanged since DSPy 2.6."""
 
     def __init__(self, task: SearchTask, **settings: Any) -> None:
         super().__init__(**settings)
@@ -85,8 +83,8 @@ class _Compiler(dspy.MIPROv2):
         dump: Callable[[Any], Any],
         load: Callable[[Any], Any],
     ) -> Any:
-        """A step's outcome with the state in which it leaves the random numbers, on which the next draws."""
-        task, stored = self._task, self._task.host.steps.get(self._task.prefix + name)
+        """Run a step or restore its outcome, with the random state that the next step draws from."""
+        task, stored = self._task, self._task.steps.get(self._task.prefix + name)
         if stored is not None:
             version, internal, gauss = stored["rng"]
             self.rng.setstate((version, tuple(internal), gauss))
@@ -103,7 +101,7 @@ class _Compiler(dspy.MIPROv2):
 
     def _optimize_prompt_parameters(
         self,
-        program: Any,
+        program: dspy.Module,
         instruction_candidates: dict[int, list[str]],
         demo_candidates: dict[int, list[Any]] | None,
         evaluate: Any,
@@ -163,6 +161,6 @@ def _load_sets(stored: Mapping[str, Any]) -> dict[int, Any]:
 
 
 def _full_evaluations(num_trials: int, steps: int) -> int:
-    """How many full evaluations DSPy puts between its minibatch trials, which it counts from 2."""
+    """How many full evaluations DSPy makes between its minibatch trials, which it counts from 2."""
     last = num_trials + num_trials // steps + (1 if num_trials % steps else 0)
     return sum(trial % (steps + 1) == 0 or trial == last for trial in range(2, num_trials + 2))

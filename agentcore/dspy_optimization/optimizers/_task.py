@@ -1,4 +1,4 @@
-"""What an optimizer is given."""
+"""`SearchTask`: what an optimizer works with."""
 
 import asyncio
 import contextlib
@@ -6,150 +6,180 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import dspy
 
+from agentcore._redaction import first_line
 from agentcore._threads import run_in_thread, start_in_thread
 from agentcore.data import Dataset, Example
+from agentcore.dspy_optimization._entries import trial_metrics
+from agentcore.dspy_optimization._evaluator import SEARCH, CandidateEvaluator
+from agentcore.dspy_optimization._events import CandidateProposed, StepFinished, TrialFinished
 from agentcore.dspy_optimization._frozen import Frozen
-from agentcore.dspy_optimization.optimizers._base import Lead, Trial
-from agentcore.errors import AgentCoreError, LMUnavailableError, MetricError, first_line
-from agentcore.evaluation import EvaluationReport, Local, Place, Score, ScoredMetric
+from agentcore.dspy_optimization._history import state_digest
+from agentcore.dspy_optimization._log import RunLog
+from agentcore.dspy_optimization._plots import TrialPoint
+from agentcore.errors import AgentCoreError, LMUnavailableError, MetricError
+from agentcore.evaluation import EvaluationReport, Score, ScoredMetric
 from agentcore.lm import Guard, SearchStopped
 
 T = TypeVar("T")
 
 _GRACE_SECONDS = 1.0
-"""How long a stopped thread may take to notice; it is a daemon, and the guard refuses its LM calls."""
+"""How long to wait for a stopped thread. It is a daemon, and the guard rejects its LM calls."""
 
 
 def _as_it_is(stored: Any) -> Any:
     return stored
 
 
-SEARCH = "search"
-"""Names evaluations whose (candidate, example) results are kept and never asked for again."""
+@dataclass(frozen=True)
+class Trial:
+    """One scored candidate. Number 0 is the original program."""
+
+    number: int
+    program: dspy.Module
+    score: float
+    """Mean score, 0–1."""
+    full: bool
+    """Whether it was scored on everything the search validates on, not a minibatch."""
+    examples: int
+    stopped: bool = False
+    """Whether racing stopped it before the end of its minibatch because it could no longer win."""
 
 
-class Host(Protocol):
-    """The run that a search belongs to."""
+@dataclass(frozen=True)
+class Lead:
+    """A candidate that was ahead of the most fully scored one when a limit was reached."""
 
-    @property
-    def steps(self) -> Mapping[str, Any]:
-        """Outcomes that an earlier process of the same run has left, by step."""
-        ...
-
-    async def evaluate(
-        self, program: Any, examples: Sequence[Example], evaluation: str
-    ) -> EvaluationReport: ...
-
-    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
-        """Within it LM calls are on the account as `bootstrap`, `proposals`, `trials` or `judge`."""
-        ...
-
-    async def durable(self) -> None:
-        """Wait until everything told so far would survive the process."""
-        ...
-
-    def on_trial(self, trial: Trial) -> None: ...
-
-    def on_step(self, step: str, value: Any) -> None: ...
-
-    def on_space(self, instructions: dict[str, list[str]], demo_sets: dict[str, int], trials: int) -> None:
-        """Told the instructions and the number of demo sets by predictor, and how many trials are planned."""
-        ...
-
-    def warn(self, message: str) -> None: ...
+    program: dspy.Module
+    gain: float
+    """In mean score, on the examples that both have answered."""
+    examples: int
+    over: float
+    """Mean score of the most fully scored candidate on all examples it has answered."""
 
 
 @dataclass
 class SearchTask:
-    """Everything an optimizer may use: never the test split.
+    """Everything an optimizer may use; never the test split.
 
-    Ownership: the task belongs to one event loop. All but `from_thread` and `slot` is called there; these
-    two from the threads of `in_thread` only.
+    The task belongs to one event loop. Call everything from that loop, except `from_thread` and `slot`,
+    which are only for threads started by `in_thread`.
     """
 
-    program: Any
+    program: dspy.Module
     train: Dataset
     validation: Dataset
     metric: ScoredMetric
-    lm: Any
-    prompt_lm: Any
+    lm: dspy.BaseLM
+    prompt_lm: dspy.BaseLM
     seed: int
     guard: Guard
-    host: Host
-    gate: asyncio.Semaphore
-    """Held while a program or a proposal runs: the run's limit of what is in flight."""
-    max_concurrency: int
-    place: Place = field(default_factory=Local)
-    """Where candidates run; what an optimizer of DSPy's runs by itself runs in this process."""
+    evaluator: CandidateEvaluator
+    log: RunLog
     frozen: Frozen = field(default_factory=Frozen)
-    """What must stay as it is in `program`."""
+    """What must not change in `program`."""
     prefix: str = ""
-    """Keeps apart the steps of several optimizers in one search."""
+    """Separates the steps of several optimizers in one search."""
     trials: list[Trial] = field(default_factory=list)
+    points: list[TrialPoint] = field(default_factory=list)
+    """The trials, for plotting."""
     leads: list[Callable[[], Lead | None]] = field(default_factory=list)
-    """Of optimizers that can tell who is ahead before anything is fully scored."""
+    """Added by optimizers that know which candidate leads before any is fully scored."""
     details: dict[str, Any] = field(default_factory=dict)
-    """What else the optimizer has to tell of its search, JSON values only."""
+    """Further details of the search to report, JSON values only."""
     _loop: asyncio.AbstractEventLoop = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._loop = asyncio.get_running_loop()
 
     @property
+    def max_concurrency(self) -> int:
+        return self.evaluator.max_concurrency
+
+    @property
+    def gate(self) -> asyncio.Semaphore:
+        """The run's concurrency limit, held while a program or a proposal runs."""
+        return self.evaluator.gate
+
+    @property
+    def steps(self) -> Mapping[str, Any]:
+        """Outcomes saved by earlier processes of the same run, by step."""
+        return self.log.history.steps
+
+    @property
     def best(self) -> Trial | None:
-        """A full evaluation beats any part of one, what racing stopped beats nothing else, and of equals the
-        first is best."""
+        """The best trial: a full evaluation beats a partial one, a trial stopped by racing beats no other,
+        and the first of equals wins."""
         return max(
             self.trials,
             key=lambda trial: (trial.full, not trial.stopped, trial.score, -trial.number),
             default=None,
         )
 
+    def stage(self, name: str) -> contextlib.AbstractContextManager[None]:
+        """Charge LM calls within it to `bootstrap`, `proposals`, `trials` or `judge`."""
+        return self.log.progress.meter.stage(name)
+
     def part(self, name: str) -> "SearchTask":
         """This search for one of several optimizers; trials and results are shared."""
         details = self.details.setdefault(name, {})
         return replace(self, prefix=f"{name}-", details=details)
 
-    def restored(self, program: Any) -> Any:
-        """A candidate with what is frozen as it was given."""
+    def restored(self, program: dspy.Module) -> dspy.Module:
+        """A candidate with the frozen parts of the original program."""
         return self.frozen.restore(program, self.program) if self.frozen else program
 
     # Measuring
 
     async def measure(
-        self, program: Any, examples: Sequence[Example], evaluation: str = SEARCH
+        self, program: dspy.Module, examples: Sequence[Example], evaluation: str = SEARCH
     ) -> EvaluationReport:
         """Score a candidate over examples, without reporting a trial.
 
         Raises:
-            SearchStopped: the guard was stopped, here also because the LM or the metric failed.
+            SearchStopped: the guard was stopped, possibly because the LM or the metric failed here.
         """
         self.guard.check()
         with self._failing():
-            return await self.host.evaluate(program, examples, evaluation)
+            return await self.evaluator.evaluate(program, examples, evaluation)
 
     def report(
-        self, program: Any, score: float, examples: int, *, full: bool, stopped: bool = False
+        self, program: dspy.Module, score: float, examples: int, *, full: bool, stopped: bool = False
     ) -> Trial:
-        """Count a trial. Beside other optimizers only what all of them are scored on is full."""
+        """Report a trial. With several optimizers, only the whole validation split counts as full."""
         full = full and (not self.prefix or examples == len(self.validation))
         trial = Trial(len(self.trials), program.deepcopy(), score, full, examples, stopped)
         self.trials.append(trial)
-        self.host.on_trial(trial)
+        assert self.best is not None
+        best = self.best.score
+        self.points.append(TrialPoint(trial=trial.number, score=score, best=best, full=full))
+        self.log.progress.trial, self.log.progress.best_score = trial.number, best
+        earlier = self.log.history.trials.get(trial.number)
+        self.log.emit(
+            TrialFinished,
+            trial_metrics(trial.number, score, best),
+            known=earlier is not None and (earlier.score, earlier.examples) == (score, examples),
+            trial=trial.number,
+            score=score,
+            best_score=best,
+            full=full,
+            examples=examples,
+            candidate=state_digest(trial.program),
+            stopped=stopped,
+        )
         return trial
 
     async def score(
-        self, program: Any, examples: Sequence[Example], *, full: bool, again: bool = False
+        self, program: dspy.Module, examples: Sequence[Example], *, full: bool, again: bool = False
     ) -> float:
         """Score a candidate, report it as the next trial and return its mean score, 0–1.
 
         Args:
-            full: whether `examples` are all that the search validates on, not a minibatch of them.
-            again: ask again for what was measured of the candidate before.
+            full: whether `examples` is everything that the search validates on, not a minibatch.
+            again: re-evaluate examples whose results are known.
         """
         number = len(self.trials)
         report = await self.measure(program, examples, f"trial-{number}" if again else SEARCH)
@@ -157,40 +187,41 @@ class SearchTask:
         await self.durable()
         return report.mean_score
 
-    async def trace(self, program: Any, example: Example) -> tuple[Any, list[Any]]:
-        """Run a program on one example: its prediction, and DSPy's trace of (predictor, inputs, outputs)."""
+    async def trace(self, program: dspy.Module, example: Example) -> tuple[Any, list[Any]]:
+        """Run a program on one example; returns its prediction and DSPy's trace of (predictor, inputs,
+        outputs)."""
         trace: list[Any] = []
         async with self.gate:
             self.guard.check()
-            with self.host.stage("bootstrap"), dspy.context(lm=self.lm):
-                run = await self.place.prepare(program)
+            with self.stage("bootstrap"), dspy.context(lm=self.lm):
+                run = await self.evaluator.place.prepare(program)
                 return (await run(example.inputs, trace=trace)).prediction, trace
 
-    async def scored(self, example: Any, prediction: Any, *more: Any) -> Score:
+    async def scored(self, example: dspy.Example, prediction: dspy.Prediction, *more: Any) -> Score:
         """The metric's checked score of a prediction; `more` is DSPy's trace, GEPA's predictor and its trace.
 
         Raises:
             SearchStopped: the metric failed; the run fails with its error.
         """
         arguments = self.metric.arguments(example, prediction, *more)
-        with self._failing(), self.host.stage("judge"):
+        with self._failing(), self.stage("judge"):
             try:
                 if self.metric.is_async:
                     result = await self.metric.metric(*arguments)
-                else:  # may compute for long, or ask a judge
+                else:  # may be slow, or call a judge
                     result = await run_in_thread(lambda: self.metric.metric(*arguments))
             except Exception as error:  # noqa: BLE001 - a user's metric may raise anything
                 raise MetricError(f"metric {self.metric.name} raised {first_line(error)}") from None
             return self.metric.checked(result)
 
-    async def judge(self, example: Any, prediction: Any, trace: Any = None) -> bool:
+    async def judge(self, example: dspy.Example, prediction: dspy.Prediction, trace: Any = None) -> bool:
         """Whether a prediction is good enough for a demonstration: its score reaches the success threshold
-        (DSPy takes any truthy score for a success)."""
+        (DSPy accepts any truthy score)."""
         return (await self.scored(example, prediction, trace)).value >= self.metric.success_threshold
 
     @contextlib.contextmanager
     def _failing(self) -> Iterator[None]:
-        """An LM's or a metric's failure stops the whole search, whatever an optimizer does with errors."""
+        """A failure of an LM or a metric stops the whole search, whatever an optimizer does with errors."""
         try:
             yield
         except LMUnavailableError as error:
@@ -201,10 +232,10 @@ class SearchTask:
             return
         self.guard.check()
 
-    # Telling
+    # Reporting
 
     async def durable(self) -> None:
-        await self.host.durable()
+        await self.log.durable()
 
     async def step(
         self,
@@ -213,28 +244,32 @@ class SearchTask:
         dump: Callable[[T], Any] = lambda value: value,
         load: Callable[[Any], T] = _as_it_is,
     ) -> T:
-        """What `make()` gives, made once in a run's life: a resumed run takes what the first one has left.
+        """Run `make()` once per run and save its outcome; a resumed run reads it from the journal.
 
         `dump` turns the value into JSON values, `load` turns them back.
         """
         self.guard.check()
         name = self.prefix + name
-        if name in self.host.steps:
-            return load(self.host.steps[name])
+        if name in self.steps:
+            return load(self.steps[name])
         value = await make()
-        self.host.on_step(name, dump(value))
+        self.log.emit(StepFinished, step=name, value=dump(value))
         await self.durable()
         return value
 
     def space(self, instructions: dict[str, list[str]], demo_sets: dict[str, int], trials: int) -> None:
-        self.host.on_space(instructions, demo_sets, trials)
+        """Report the search space: the instructions and the number of demo sets by predictor, and how many
+        trials are planned."""
+        self.log.progress.trials = trials
+        known = self.log.history.has_candidates
+        self.log.emit(CandidateProposed, known=known, instructions=instructions, demo_sets=demo_sets)
 
     # Blocking code
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run DSPy's blocking code in a thread that a stop or a cancellation ends at its next LM call."""
+        """Run DSPy's blocking code in a thread, which a stop or a cancellation ends at its next LM call."""
         waiting: set[Future[Any]] = set()
-        # DSPy's own workers get its settings, and no context variable.
+        # DSPy's worker threads inherit its settings, but not context variables.
         with dspy.context(agentcore_waiting=waiting):
             future = start_in_thread(work, name="agentcore-optimizer")
         future.add_done_callback(lambda done: done.cancelled() or done.exception())
@@ -265,7 +300,7 @@ class SearchTask:
         async def run() -> tuple[T | None, SearchStopped | None]:
             try:
                 return await work(), None
-            except SearchStopped as stopped:  # told as a value: nobody may be left to retrieve it
+            except SearchStopped as stopped:  # returned as a value: nobody may be left to retrieve it
                 return None, stopped
 
         self.guard.check()
@@ -290,7 +325,7 @@ class SearchTask:
 
     @contextlib.contextmanager
     def slot(self) -> Iterator[None]:
-        """`gate`, from a thread of `in_thread`."""
+        """Hold `gate` from a thread of `in_thread`."""
         self.from_thread(self.gate.acquire)
         try:
             yield

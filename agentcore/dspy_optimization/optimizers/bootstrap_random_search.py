@@ -1,55 +1,51 @@
-"""Random search over bootstrapped demonstrations: the comparator that every other optimizer has to beat."""
+"""Random search over bootstrapped demonstrations: the baseline that every other optimizer has to beat."""
 
 import asyncio
 import random
-from typing import Any
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from agentcore.data import Dataset
-from agentcore.dspy_optimization.optimizers._base import Work
+from agentcore.dspy_optimization.optimizers._base import BaseOptimizer, OptimizerSettings, WorkEstimate
 from agentcore.dspy_optimization.optimizers._demos import DemoPlan, DemoSet, make_demo_set
+from agentcore.dspy_optimization.optimizers._racing import Race
 from agentcore.dspy_optimization.optimizers._task import SearchTask
-from agentcore.dspy_optimization.search import Race
+
+if TYPE_CHECKING:
+    import dspy
 
 
-class BootstrapRandomSearchSettings(BaseModel):
+class BootstrapRandomSearchSettings(OptimizerSettings):
     """DSPy's own names and defaults."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_bootstrapped_demos: int = Field(default=4, ge=1)
     max_labeled_demos: int = Field(default=16, ge=0)
     num_candidate_programs: int = Field(default=16, ge=1)
-    """Besides the program as given, the one with labels only and the one from the unshuffled examples."""
+    """In addition to the original program, the labels-only one and the one from unshuffled examples."""
     racing: bool = True
     racing_level: float = Field(default=0.2, gt=0, lt=0.5)
-    """See `agentcore.dspy_optimization.search.Race`."""
+    """See `Race`."""
 
 
-class BootstrapRandomSearch:
+class BootstrapRandomSearch(BaseOptimizer[BootstrapRandomSearchSettings]):
     """The candidates of DSPy's `BootstrapFewShotWithRandomSearch`, made and scored concurrently."""
 
     name = "bootstrap_random_search"
     freezes = True
+    settings_type = BootstrapRandomSearchSettings
 
-    def __init__(self, **settings: Any) -> None:
-        self._settings = BootstrapRandomSearchSettings(**settings)
-
-    def settings(self) -> dict[str, Any]:
-        return self._settings.model_dump()
-
-    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> WorkEstimate:
         settings = self._settings
         sets = settings.num_candidate_programs + 1
-        return Work(
+        return WorkEstimate(
             bootstrap=sets * settings.max_bootstrapped_demos,
             trials=(sets + 2) * len(validation),
             chain=6 * predictors,
             demos=max(settings.max_labeled_demos, settings.max_bootstrapped_demos),
         )
 
-    async def optimize(self, task: SearchTask) -> Any:
+    async def optimize(self, task: SearchTask) -> "dspy.Module":
         plans = self._plans(task)
         program = task.program.deepcopy()
         program._compiled = False
@@ -61,7 +57,7 @@ class BootstrapRandomSearch:
                 for number, plan in enumerate(plans)
             ]
         settings, size = self._settings, len(task.validation)
-        # What is looked at first must not come sorted.
+        # Shuffle: the data may be sorted, and racing decides on the first examples.
         order = random.Random(task.seed).sample(list(task.validation), size)
         race = Race(task, order, settings.racing_level if settings.racing else 0)
         programs = [task.program, *(task.restored(_with(task.program, made.result())) for made in sets[1:])]
@@ -70,13 +66,13 @@ class BootstrapRandomSearch:
         await race.race(new, size)
         for item in new:
             race.report(item, size)
-        race.tell_racing(size)
+        race.report_racing(size)
         await task.durable()
         assert task.best is not None
         return task.best.program
 
     def _plans(self, task: SearchTask) -> list[DemoPlan]:
-        """DSPy's seeds and draws; the first stands for the program as given."""
+        """Demo plans from DSPy's seeds and draws; the first stands for the original program."""
         train, settings = task.train.examples, self._settings
         plans = [DemoPlan(train, 0, 0)]
         if settings.max_labeled_demos:
@@ -90,7 +86,7 @@ class BootstrapRandomSearch:
         return plans
 
 
-def _with(program: Any, demos: DemoSet) -> Any:
+def _with(program: "dspy.Module", demos: DemoSet) -> "dspy.Module":
     made = program.deepcopy()
     for predictor, own in zip(made.predictors(), demos, strict=True):
         predictor.demos = own

@@ -4,21 +4,19 @@ from typing import Any, Literal
 
 import dspy
 from dspy.teleprompt.gepa.gepa import AUTO_RUN_SETTINGS
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from agentcore.data import Dataset
-from agentcore.dspy_optimization.optimizers._base import Work
+from agentcore.dspy_optimization.optimizers._base import BaseOptimizer, OptimizerSettings, WorkEstimate
 from agentcore.dspy_optimization.optimizers._dspy import compile_in_thread
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 
 
-class GEPASettings(BaseModel):
+class GEPASettings(OptimizerSettings):
     """DSPy's own names and defaults."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     auto: Literal["light", "medium", "heavy"] | None = "light"
-    """How much to search; None takes `max_full_evals` or `max_metric_calls` instead."""
+    """How much to search; None uses `max_full_evals` or `max_metric_calls` instead."""
     max_full_evals: int | None = Field(default=None, ge=1)
     max_metric_calls: int | None = Field(default=None, ge=1)
     reflection_minibatch_size: int = Field(default=3, ge=1)
@@ -31,26 +29,21 @@ class GEPASettings(BaseModel):
         given = [self.auto, self.max_full_evals, self.max_metric_calls]
         if sum(value is not None for value in given) != 1:
             raise ValueError(
-                "give one of auto, max_full_evals and max_metric_calls (the last two need auto=None)"
+                "set exactly one of auto, max_full_evals and max_metric_calls (the last two need auto=None)"
             )
         return self
 
 
-class GEPA:
-    """DSPy's own. A metric that returns `dspy.Prediction(score=…, feedback=…)` tells it what went wrong."""
+class GEPA(BaseOptimizer[GEPASettings]):
+    """DSPy's GEPA. Works best with a metric that returns `dspy.Prediction(score=…, feedback=…)`."""
 
     name = "gepa"
+    settings_type = GEPASettings
 
-    def __init__(self, **settings: Any) -> None:
-        self._settings = GEPASettings(**settings)
-
-    def settings(self) -> dict[str, Any]:
-        return self._settings.model_dump()
-
-    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> WorkEstimate:
         settings = self._settings
         if settings.auto is not None:
-            # DSPy's own sum of it, which needs neither metric nor model.
+            # DSPy's own formula, which needs neither metric nor model.
             sized = dspy.GEPA.auto_budget
             most = sized(None, predictors, AUTO_RUN_SETTINGS[settings.auto]["n"], len(validation))
         elif settings.max_full_evals is not None:
@@ -58,9 +51,9 @@ class GEPA:
         else:
             most = settings.max_metric_calls or 0
         reflections = most // (2 * settings.reflection_minibatch_size)
-        return Work(proposals=reflections, trials=most + 2 * len(validation), chain=3 * reflections)
+        return WorkEstimate(proposals=reflections, trials=most + 2 * len(validation), chain=3 * reflections)
 
-    async def optimize(self, task: SearchTask) -> Any:
+    async def optimize(self, task: SearchTask) -> dspy.Module:
         task.space({}, {}, 0)
         await task.score(task.program, task.validation.examples, full=True)
 

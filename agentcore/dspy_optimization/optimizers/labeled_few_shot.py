@@ -1,41 +1,34 @@
-"""Labelled examples as demonstrations: the cheapest improvement, and the one to beat."""
-
-from typing import Any
+"""Labelled examples as demonstrations: the cheapest improvement."""
 
 import dspy
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from agentcore.data import Dataset
-from agentcore.dspy_optimization.optimizers._base import Work
+from agentcore.dspy_optimization.optimizers._base import BaseOptimizer, OptimizerSettings, WorkEstimate
+from agentcore.dspy_optimization.optimizers._racing import Race
 from agentcore.dspy_optimization.optimizers._task import SearchTask
-from agentcore.dspy_optimization.search import Race
 
 
-class LabeledFewShotSettings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
+class LabeledFewShotSettings(OptimizerSettings):
     k: int = Field(default=16, ge=1)
-    """Demonstrations."""
+    """Number of demonstrations."""
     sample: bool = True
-    """Whether they are drawn at random, or are the first."""
+    """Whether to draw them at random instead of taking the first ones."""
 
 
-class LabeledFewShot:
+class LabeledFewShot(BaseOptimizer[LabeledFewShotSettings]):
     """DSPy's `LabeledFewShot`; makes no LM call of its own."""
 
     name = "labeled_few_shot"
     freezes = True
+    settings_type = LabeledFewShotSettings
 
-    def __init__(self, **settings: Any) -> None:
-        self._settings = LabeledFewShotSettings(**settings)
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> WorkEstimate:
+        return WorkEstimate(
+            trials=2 * len(validation), chain=predictors, demos=min(self._settings.k, len(train))
+        )
 
-    def settings(self) -> dict[str, Any]:
-        return self._settings.model_dump()
-
-    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
-        return Work(trials=2 * len(validation), chain=predictors, demos=min(self._settings.k, len(train)))
-
-    async def optimize(self, task: SearchTask) -> Any:
+    async def optimize(self, task: SearchTask) -> dspy.Module:
         optimizer = dspy.LabeledFewShot(k=self._settings.k)
         labeled = optimizer.compile(
             task.program.deepcopy(), trainset=task.train.dspy(), sample=self._settings.sample

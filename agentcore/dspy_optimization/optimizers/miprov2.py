@@ -5,7 +5,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING
 
 from dspy.teleprompt.mipro_optimizer_v2 import (
     AUTO_RUN_SETTINGS,
@@ -13,10 +13,9 @@ from dspy.teleprompt.mipro_optimizer_v2 import (
     LABELED_FEWSHOT_EXAMPLES_IN_CONTEXT,
     MIN_MINIBATCH_SIZE,
 )
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agentcore.data import Dataset, Example
-from agentcore.dspy_optimization.optimizers._base import Work
+from agentcore.dspy_optimization.optimizers._base import BaseOptimizer, WorkEstimate
 from agentcore.dspy_optimization.optimizers._demos import (
     DemoPlan,
     DemoSet,
@@ -24,70 +23,33 @@ from agentcore.dspy_optimization.optimizers._demos import (
     plan_demo_sets,
 )
 from agentcore.dspy_optimization.optimizers._instructions import ProposalPlan, plan_proposals, propose
+from agentcore.dspy_optimization.optimizers._mipro_settings import MIPROv2Settings
+from agentcore.dspy_optimization.optimizers._racing import Params
 from agentcore.dspy_optimization.optimizers._stock import compile_stock
 from agentcore.dspy_optimization.optimizers._task import SearchTask
-from agentcore.dspy_optimization.search import Params, Plan, Space, TrialSearch
+from agentcore.dspy_optimization.optimizers._trials import SearchPlan, SearchSpace, TrialSearch
 
-_MINIBATCH = 35
+if TYPE_CHECKING:
+    import dspy
+
 _DEMOS_READY, _INSTRUCTIONS_READY = 1, 2
 
 
-class MIPROv2Settings(BaseModel):
-    """DSPy's own names and defaults, and how the search is run."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    auto: Literal["light", "medium", "heavy"] | None = "light"
-    """How much to search; None takes `num_candidates` and `num_trials` instead."""
-    num_candidates: int | None = Field(default=None, ge=2)
-    num_trials: int | None = Field(default=None, ge=1)
-    max_bootstrapped_demos: int = Field(default=4, ge=0)
-    max_labeled_demos: int = Field(default=4, ge=0)
-    minibatch: bool = True
-    minibatch_size: int = Field(default=_MINIBATCH, ge=1)
-    minibatch_full_eval_steps: int = Field(default=5, ge=1)
-    """Trials between two evaluations of the leader on all of the validation split."""
-    racing: bool = True
-    """Whether a candidate that can't win any more is stopped before the end of its minibatch."""
-    racing_level: float = Field(default=0.35, gt=0, lt=0.5)
-    """See `agentcore.dspy_optimization.search.Plan`."""
-    mode: Literal["concurrent", "dspy"] = "concurrent"
-    """`dspy`: DSPy's own compile, step after step, for comparison."""
-
-    @model_validator(mode="after")
-    def _one_way_to_say_how_much(self) -> "MIPROv2Settings":
-        given = self.num_candidates is not None, self.num_trials is not None
-        if self.auto is not None and any(given):
-            raise ValueError("num_candidates and num_trials need auto=None")
-        if self.auto is None and not all(given):
-            raise ValueError("auto=None needs num_candidates and num_trials")
-        if self.max_labeled_demos and not self.max_bootstrapped_demos:
-            raise ValueError(
-                "max_bootstrapped_demos=0 needs max_labeled_demos=0 (DSPy draws from 1 up to it)"
-            )
-        return self
-
-
-class MIPROv2:
-    """DSPy's proposals and search space, scheduled anew: everything that need not wait runs at once."""
+class MIPROv2(BaseOptimizer[MIPROv2Settings]):
+    """DSPy's proposals and search space, rescheduled so that independent steps run concurrently."""
 
     name = "miprov2"
     freezes = True
+    settings_type = MIPROv2Settings
 
-    def __init__(self, **settings: Any) -> None:
-        self._settings = MIPROv2Settings(**settings)
-
-    def settings(self) -> dict[str, Any]:
-        return self._settings.model_dump()
-
-    def work(self, train: Dataset, validation: Dataset, predictors: int) -> Work:
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> WorkEstimate:
         settings = self._settings
         shape = shape_of(settings, train.examples, validation.examples, predictors, 1)
         whole, views = len(shape.order), min(10, math.ceil(len(train) / 10))
         rounds = 1 + plan_of(shape, settings).rounds()[1]
         proposed = shape.proposals[0:0] if shape.instructions < 2 else shape.proposals
         asked = sum(plan.demo_set > 0 for plan in proposed)
-        return Work(
+        return WorkEstimate(
             bootstrap=sum(plan.size for plan in shape.demos),
             proposals=views + 1 + 3 * asked,
             trials=(shape.trials + 1) * shape.minibatch + (rounds + 1) * (whole - shape.minibatch),
@@ -95,28 +57,29 @@ class MIPROv2:
             demos=0 if shape.zeroshot else max(settings.max_labeled_demos, settings.max_bootstrapped_demos),
         )
 
-    async def optimize(self, task: SearchTask) -> Any:
-        # DSPy takes seed 0 for "none given".
+    async def optimize(self, task: SearchTask) -> "dspy.Module":
+        # DSPy takes seed 0 to mean "no seed".
         seed = task.seed + 1
         if self._settings.mode == "dspy":
             return await compile_stock(task, self._settings, seed)
         async with asyncio.TaskGroup() as group:
             await _Search(task, self._settings, seed, group).run()
-        assert task.best is not None  # the program as given is scored first
+        assert task.best is not None  # the original program is scored first
         return task.best.program
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How much is searched, as DSPy sizes it.
+    """The size of a search, as DSPy determines it.
 
     Attributes:
-        seed: DSPy's.
+        seed: DSPy's seed.
         order: the examples that candidates are scored on.
-        minibatch: how many of them are scored at first.
-        trials: combinations drawn besides the program as given.
-        demos: how the sets of demonstrations are made.
-        proposals: which instructions are proposed, for each predictor `instructions` with its own.
+        minibatch: how many of them are scored first.
+        trials: combinations drawn besides the original program.
+        demos: how the demo sets are made.
+        proposals: which instructions are proposed.
+        instructions: instructions per predictor, its own included.
         zeroshot: whether demonstrations only inform the proposals.
     """
 
@@ -137,14 +100,14 @@ def shape_of(
     predictors: int,
     seed: int,
 ) -> Shape:
-    """DSPy's sizes, its random numbers drawn in the order in which `compile` draws them."""
+    """Compute DSPy's sizes, drawing random numbers in the same order as `compile`."""
     rng = random.Random(seed)
     zeroshot = settings.max_bootstrapped_demos == 0 and settings.max_labeled_demos == 0
     minibatch = settings.minibatch
     if settings.auto is None:
         assert settings.num_candidates is not None
         assert settings.num_trials is not None
-        # A minibatch is the first of them: they must not come sorted.
+        # A minibatch is a prefix of the order, so shuffle: the data may be sorted.
         order = random.Random(seed).sample(list(validation), len(validation))
         sets = count = settings.num_candidates
         trials = settings.num_trials
@@ -176,8 +139,8 @@ def shape_of(
     )
 
 
-def plan_of(shape: Shape, settings: MIPROv2Settings) -> Plan:
-    return Plan(
+def plan_of(shape: Shape, settings: MIPROv2Settings) -> SearchPlan:
+    return SearchPlan(
         seed=shape.seed,
         trials=shape.trials,
         minibatch=shape.minibatch,
@@ -187,7 +150,7 @@ def plan_of(shape: Shape, settings: MIPROv2Settings) -> Plan:
 
 
 class _Search:
-    """One search: demonstrations, summary, proposals and trials, each begun as soon as it can be."""
+    """One search: demonstrations, summary, proposals and trials, each started as soon as possible."""
 
     def __init__(
         self, task: SearchTask, settings: MIPROv2Settings, seed: int, group: asyncio.TaskGroup
@@ -195,7 +158,7 @@ class _Search:
         self.task = task
         self.settings = settings
         self.program = task.program.deepcopy()
-        self.program._compiled = False  # an optimized program is a start like any other
+        self.program._compiled = False  # an optimized program may be optimized again
         self.names = [name for name, _ in self.program.named_predictors()]
         self.predictors = len(self.program.predictors())
         self.shape = shape_of(settings, task.train.examples, task.validation.examples, self.predictors, seed)
@@ -211,7 +174,7 @@ class _Search:
             choices[f"{number}_predictor_instruction"] = 1 if kept else shape.instructions
             if not shape.zeroshot:
                 choices[f"{number}_predictor_demos"] = 1 if name in frozen.demos else len(shape.demos)
-        space = Space(choices, self.ready, self.build)
+        space = SearchSpace(choices, self.ready, self.build)
         await TrialSearch(self.task, space, shape.order, plan_of(shape, settings)).run()
 
     async def demo_set(self, number: int) -> DemoSet:
@@ -228,7 +191,7 @@ class _Search:
         return found
 
     def ready(self, params: Params) -> int:
-        """0 where a candidate needs no LM call, else what it waits for; proposals wait for demonstrations."""
+        """0 if a candidate needs no LM call, else what it waits for; proposals wait for demonstrations."""
         if any(value for name, value in params.items() if name.endswith("instruction")):
             return _INSTRUCTIONS_READY
         bootstrapped = any(
@@ -236,7 +199,7 @@ class _Search:
         )
         return _DEMOS_READY if bootstrapped else 0
 
-    async def build(self, params: Params) -> Any:
+    async def build(self, params: Params) -> "dspy.Module":
         instructions = await self.instructions if self.ready(params) == _INSTRUCTIONS_READY else None
         program = self.program.deepcopy()
         for number, predictor in enumerate(program.predictors()):

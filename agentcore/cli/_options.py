@@ -1,0 +1,78 @@
+"""Options shared by several commands, and parsers for structured arguments."""
+
+import re
+from typing import Annotated, Any
+
+import typer
+
+from agentcore.errors import ConfigurationError
+
+Seed = Annotated[int, typer.Option(min=0, help="For splits, search and resampling.")]
+Concurrency = Annotated[int, typer.Option(min=1, help="Examples in flight at once.")]
+Price = Annotated[
+    list[str] | None,
+    typer.Option(help="model=input,output: USD per million tokens, overrides litellm's table; repeatable."),
+]
+ExecutorName = Annotated[
+    str, typer.Option("--executor", help="Where the program runs: local or ray (RAY_ADDRESS).")
+]
+Experiment = Annotated[
+    str | None,
+    typer.Option(help="MLflow experiment [default: MLFLOW_EXPERIMENT_NAME or dspy-optimization]."),
+]
+
+
+def optimizer_settings(optimizers: list[str], auto: str, pairs: list[str]) -> dict[str, dict[str, Any]]:
+    """`--auto` and `--set`, by optimizer; with several, each setting is prefixed with its optimizer."""
+    found: dict[str, dict[str, Any]] = {name: {} for name in optimizers}
+    if "miprov2" in found:
+        found["miprov2"]["auto"] = None if auto == "none" else auto
+    for text in pairs:
+        name, value = _setting(text)
+        owner, _, setting = name.rpartition(".")
+        if not owner and len(optimizers) == 1:
+            owner = optimizers[0]
+        if owner not in found:
+            raise ConfigurationError(
+                f"--set {text!r}: write optimizer.name=value, for one of {', '.join(optimizers)}"
+            )
+        found[owner][setting] = value
+    return found
+
+
+def prices_of(pairs: list[str] | None) -> dict[str, Any]:
+    found = {}
+    for text in pairs or []:
+        model, _, pair = text.rpartition("=")
+        values = pair.split(",")
+        if not model or len(values) != 2:
+            raise ConfigurationError(
+                f"--price {text!r}: write model=input,output in USD per million tokens, such as "
+                "openai/gpt-5-mini=0.25,2"
+            )
+        found[model] = tuple(values)
+    return found
+
+
+def objective_of(text: str) -> dict[str, Any]:
+    name, separator, weight = text.partition(":")
+    try:
+        return {"metric": name, "weight": float(weight) if separator else 1.0}
+    except ValueError:
+        raise ConfigurationError(f"--objective {text!r}: the weight is not a number") from None
+
+
+def slug(program: str) -> str:
+    return re.sub(r"\W+", "-", program).strip("-") or "program"
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    name, separator, value = text.partition("=")
+    if not (name and separator):
+        raise ConfigurationError(f"--set {text!r}: write name=value")
+    import json
+
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, None if value == "None" else value

@@ -1,0 +1,147 @@
+"""Everything an optimization logs to MLflow, as journal entries."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from agentcore.data import Dataset, Splits
+from agentcore.dspy_optimization._plots import PlotsLogged, TrialPoint
+from agentcore.tracking import Draft, Entries, MetricsLogged
+
+if TYPE_CHECKING:
+    from agentcore.dspy_optimization.models import OptimizationResult
+    from agentcore.evaluation import Comparison, EvaluationReport, PerformanceMetrics
+
+TRAINING_DATA = "training_data.json"
+RESULT = "result.json"
+
+
+@dataclass
+class OptimizationEntries(Entries):
+    """Builds the journal entries; docs/architecture.md lists the metric and artifact names."""
+
+    def performance(self, prefix: str, metrics: "PerformanceMetrics") -> list[Draft]:
+        return self.metrics({prefix + name: value for name, value in metrics.model_dump().items()})
+
+    def improvement(
+        self,
+        baseline: "PerformanceMetrics",
+        optimized: "PerformanceMetrics",
+        improvement_percentage: float,
+        statistical_significance: float,
+    ) -> list[Draft]:
+        return self.metrics(
+            {
+                "success_rate_improvement": optimized.success_rate - baseline.success_rate,
+                "quality_improvement": optimized.quality_score - baseline.quality_score,
+                "cost_reduction": _difference(baseline.avg_cost, optimized.avg_cost),
+                "latency_reduction_ms": _difference(baseline.avg_latency_ms, optimized.avg_latency_ms),
+                "improvement_percentage": improvement_percentage,
+                "statistical_significance": statistical_significance,
+            }
+        )
+
+    def training_data(self, data: Dataset, splits: Splits | None) -> list[Draft]:
+        content: dict[str, Any] = {
+            "name": data.name,
+            "digest": data.digest,
+            "input_fields": list(data.input_fields),
+            "description": data.description,
+            "examples": data.rows(),
+        }
+        parts: dict[str, Dataset] = {"training": data}
+        if splits is not None:
+            parts = splits._asdict()
+            content["splits"] = {
+                name: {"digest": part.digest, "examples": [item.digest for item in part]}
+                for name, part in parts.items()
+            }
+            content["example_digests"] = [item.digest for item in data]
+        # A resumed run reads this back: ordinary words that happen to be passwords must stay.
+        file = self.json(TRAINING_DATA, content, redactor=self.redactor.for_content())
+        return [*self.inputs(parts), *file]
+
+    def details(self, details: Mapping[str, Any]) -> list[Draft]:
+        parameters = dict(details.get("parameters") or {})
+        improvements = details.get("key_improvements") or ["No change was kept."]
+        return [
+            *self.json("algorithm_parameters.json", {"algorithm": details.get("algorithm"), **parameters}),
+            *self.text("key_improvements.txt", "\n".join(improvements) + "\n"),
+            *self.metrics({name: details.get(name) for name in ("iterations", "duration_seconds")}),
+            *self.params(
+                {
+                    "algorithm": details.get("algorithm"),
+                    "optimization_time": details.get("duration_seconds"),
+                }
+            ),
+        ]
+
+    def evaluation(
+        self,
+        test: Dataset,
+        baseline: "EvaluationReport",
+        optimized: "EvaluationReport",
+        comparison: "Comparison",
+    ) -> list[Draft]:
+        rows = [
+            {
+                "inputs": test[before.index].inputs,
+                "labels": test[before.index].labels,
+                "baseline": before.as_dict(),
+                "optimized": after.as_dict(),
+            }
+            for before, after in zip(baseline.records, optimized.records, strict=True)
+        ]
+        content = {
+            "success_threshold": baseline.success_threshold,
+            "fixed": list(comparison.fixed),
+            "broken": list(comparison.broken),
+            "examples": rows,
+        }
+        return self.json("test_examples.json", content)
+
+    def result(self, result: "OptimizationResult") -> list[Draft]:
+        drafts = self.performance("baseline_", result.baseline_performance)
+        if result.measured_baseline != result.baseline_performance:
+            drafts += self.performance("measured_baseline_", result.measured_baseline)
+        drafts += self.performance("optimized_", result.optimized_performance)
+        drafts += self.improvement(
+            result.measured_baseline,
+            result.optimized_performance,
+            result.improvement_percentage,
+            result.statistical_significance,
+        )
+        drafts += self.metrics(
+            {
+                "improvement_low": result.interval[0],
+                "improvement_high": result.interval[1],
+                "smallest_detectable_gain": result.smallest_detectable_gain,
+                "lm_calls": result.spend.calls,
+                "total_tokens": result.spend.total_tokens,
+                "cost_usd": result.spend.cost_usd,
+            }
+        )
+        drafts += self.details(result.optimization_details)
+        return drafts + self.json(RESULT, result.model_dump(mode="json"))
+
+    def plots(
+        self, trials: Sequence[TrialPoint], baseline: float, optimized: float, comparison: "Comparison"
+    ) -> list[Draft]:
+        return [
+            PlotsLogged(
+                trials=list(trials),
+                baseline=baseline,
+                optimized=optimized,
+                interval=comparison.interval,
+                p_value=comparison.p_value,
+                examples=comparison.examples,
+            )
+        ]
+
+
+def trial_metrics(trial: int, score: float, best: float) -> MetricsLogged:
+    return MetricsLogged(metrics={"trial_score": score, "best_score": best}, step=trial)
+
+
+def _difference(before: float | None, after: float | None) -> float | None:
+    return None if before is None or after is None else before - after

@@ -1,0 +1,115 @@
+"""`Job`: one optimization with all its inputs resolved and validated."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import dspy
+
+from agentcore.data import Dataset, Splits
+from agentcore.dspy_optimization._frozen import Frozen
+from agentcore.dspy_optimization._history import state_digest
+from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceMetrics
+from agentcore.dspy_optimization.optimizers import Optimizer
+from agentcore.evaluation import ScoredMetric
+from agentcore.lm import lm_secrets, remembering
+
+_CONNECTION = re.compile(r"key|token|secret|header|api_|base_url|password", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Source:
+    """How the user specified each part; None for an object that can't be imported by name."""
+
+    program: str | None
+    from_data: bool
+    metric: str | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One optimization, resolved and validated."""
+
+    optimization_id: str
+    request: OptimizationRequest
+    program: dspy.Module
+    program_path: str | None
+    data: Dataset
+    splits: Splits
+    metric: ScoredMetric
+    lm: dspy.BaseLM
+    prompt_lm: dspy.BaseLM
+    optimizer: Optimizer
+    frozen: Frozen
+    given_baseline: PerformanceMetrics | None
+    seed: int
+    warnings: tuple[str, ...]
+    source: Source
+
+    @property
+    def secrets(self) -> list[str]:
+        return lm_secrets(self.lm, self.prompt_lm, *(item.lm for item in self.program.predictors()))
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """DSPy's settings for this job's LM calls."""
+        # DSPy's own optimizers call programs synchronously; ReAct's async tools then need this setting.
+        adapter = remembering(dspy.settings.adapter)
+        with dspy.context(lm=self.lm, adapter=adapter, allow_tool_async_sync_conversion=True):
+            yield
+
+    def params(self) -> dict[str, Any]:
+        """The run's parameters in MLflow."""
+        request, optimizer = self.request, self.optimizer
+        return {
+            "algorithm": optimizer.name,
+            "target_id": request.target.id,
+            "target_type": request.target.type,
+            "seed": self.seed,
+            "lm": self.lm.model,
+            "prompt_lm": self.prompt_lm.model,
+            "metric": self.metric.name,
+            "program": self.program_path
+            or f"{type(self.program).__module__}:{type(self.program).__qualname__}",
+            **{
+                key if "." in key else f"{optimizer.name}.{key}": value
+                for key, value in optimizer.settings().items()
+            },
+            **{f"objective.{item.metric}": item.weight for item in request.objectives},
+            **{f"constraint.{key}": value for key, value in request.constraints.model_dump().items()},
+            "dataset": self.data.name,
+            "dataset_digest": self.data.digest,
+            **{f"{name}_digest": part.digest for name, part in self.splits._asdict().items()},
+            **{f"{name}_size": len(part) for name, part in self.splits._asdict().items()},
+        }
+
+    def spec(self) -> dict[str, Any]:
+        """What a resumed run must match, and what the command line rebuilds it from."""
+        return {
+            "request": self.request.model_dump(mode="json"),
+            "program": {
+                "class": f"{type(self.program).__module__}:{type(self.program).__qualname__}",
+                "state": state_digest(self.program),
+            },
+            "metric": self.metric.name,
+            "lm": _lm_spec(self.lm),
+            "prompt_lm": _lm_spec(self.prompt_lm),
+            "optimizer": {"name": self.optimizer.name, "settings": self.optimizer.settings()},
+            "dataset": self.data.digest,
+            "splits": {name: part.digest for name, part in self.splits._asdict().items()},
+            "seed": self.seed,
+            "baseline": self.given_baseline.model_dump() if self.given_baseline else None,
+            "source": asdict(self.source),
+        }
+
+
+def _lm_spec(lm: dspy.BaseLM) -> dict[str, Any]:
+    """A model and its sampling settings, without API key or base URL."""
+    plain = {
+        key: value
+        for key, value in (getattr(lm, "kwargs", None) or {}).items()
+        if isinstance(value, (int, float, str, bool)) and not _CONNECTION.search(key)
+    }
+    return {"model": lm.model, "settings": plain}

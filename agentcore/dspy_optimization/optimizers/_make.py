@@ -1,0 +1,92 @@
+"""Creates optimizers by name, and combines several in one search."""
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from agentcore.data import Dataset
+from agentcore.dspy_optimization.optimizers._base import Optimizer, WorkEstimate
+from agentcore.dspy_optimization.optimizers._task import SearchTask
+from agentcore.errors import ConfigurationError
+from agentcore.settings import explain
+
+if TYPE_CHECKING:
+    import dspy
+
+GROUP = "agentcore.optimizers"
+
+
+def available_optimizers() -> list[str]:
+    return sorted(entry_points(group=GROUP).names)
+
+
+def make_optimizer(name: str, settings: Mapping[str, Any] | None = None) -> Optimizer:
+    """Create the optimizer called `name` with these settings.
+
+    Raises:
+        ConfigurationError: no such optimizer, settings that it doesn't take, or a class that is not an
+            `Optimizer`.
+    """
+    found = entry_points(group=GROUP, name=name)
+    if not found:
+        raise ConfigurationError(f"no optimizer {name!r}: use one of {', '.join(available_optimizers())}")
+    try:
+        optimizer = next(iter(found)).load()(**(settings or {}))
+    except ValidationError as error:
+        raise ConfigurationError(f"optimizer {name}: {explain(error)}") from None
+    except TypeError as error:
+        raise ConfigurationError(f"optimizer {name}: {error}") from None
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigurationError(
+            f"optimizer {name}: {type(optimizer).__name__} is not an Optimizer. Derive it from "
+            "agentcore.dspy_optimization.optimizers.BaseOptimizer"
+        )
+    return optimizer
+
+
+class Several:
+    """Several optimizers, one after the other, compared on the validation split. They share the results of
+    candidates, so that nothing is measured twice."""
+
+    def __init__(self, optimizers: Sequence[Optimizer]) -> None:
+        self.optimizers = list(optimizers)
+
+    @property
+    def name(self) -> str:
+        return "+".join(item.name for item in self.optimizers)
+
+    @property
+    def freezes(self) -> bool:
+        return all(item.freezes for item in self.optimizers)
+
+    def settings(self) -> dict[str, Any]:
+        return {
+            f"{item.name}.{key}": value for item in self.optimizers for key, value in item.settings().items()
+        }
+
+    def work(self, train: Dataset, validation: Dataset, predictors: int) -> WorkEstimate:
+        total = WorkEstimate()
+        for item in self.optimizers:
+            total = total.plus(item.work(train, validation, predictors))
+        return total
+
+    async def optimize(self, task: SearchTask) -> "dspy.Module":
+        scores: dict[str, float] = {}
+        for optimizer in self.optimizers:
+            before = len(task.trials)
+            await optimizer.optimize(task.part(optimizer.name))
+            own = max(
+                task.trials[before:],
+                key=lambda item: (not item.stopped, item.examples, item.score, -item.number),
+            )
+            # An optimizer may validate on part of the split: compare the winners on all of it.
+            whole = task.validation.examples
+            scores[optimizer.name] = await task.score(own.program, whole, full=True)
+            task.details["algorithms"] = {
+                "best_validation_score": dict(scores),
+                "winner": max(scores, key=lambda name: scores[name]),
+            }
+        assert task.best is not None
+        return task.best.program

@@ -1,0 +1,63 @@
+"""Reads a saved program's manifest and prompt as data, importing neither the program nor DSPy."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agentcore.errors import ArtifactError
+
+FORMAT = "agentcore-program/1"
+
+
+def read_manifest(directory: Path, name: str, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The checked manifest of `name`; raises `ArtifactError` if it is missing, changed or of another
+    format."""
+    filename = f"{name}_metadata.json"
+    content = checked_bytes(
+        directory / filename, digests.get(filename) if digests else None, digests is not None
+    )
+    try:
+        manifest = json.loads(content)
+    except ValueError:
+        raise ArtifactError(f"{filename} is not JSON: the artifact is damaged") from None
+    wanted = {"format", "program", "predictors", "files", "redacted"}
+    if not isinstance(manifest, dict) or not wanted <= manifest.keys() or manifest["format"] != FORMAT:
+        raise ArtifactError(f"{filename} does not have the format {FORMAT}: another program wrote it")
+    return manifest
+
+
+def read_prompt(directory: Path, name: str, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The prompt that `save_program` wrote, checked, as data: by predictor its `inputs` and `outputs` (field
+    names), `instruction` and `demos` (dicts of fields). Raises `ArtifactError` as `load_program` does."""
+    manifest = read_manifest(directory, name, digests)
+    filename = f"{name}.json"
+    state = json.loads(checked_bytes(directory / filename, (digests or manifest["files"]).get(filename)))
+    found = {}
+    for name, spec in manifest["predictors"].items():
+        # The state of a bare dspy.Predict is not nested under a name.
+        predictor = state.get(name, state)
+        found[name] = {
+            "inputs": [field["name"] for field in spec["inputs"]],
+            "outputs": [field["name"] for field in spec["outputs"]],
+            "instruction": predictor["signature"]["instructions"],
+            "demos": [
+                {key: value for key, value in demo.items() if key != "augmented"}
+                for demo in predictor["demos"]
+            ],
+        }
+    return found
+
+
+def checked_bytes(path: Path, expected: str | None, must_match: bool = True) -> bytes:
+    if not path.is_file():
+        raise ArtifactError(f"{path.name} is missing from the artifact")
+    content = path.read_bytes()
+    actual = hashlib.sha256(content).hexdigest()
+    if must_match and actual != expected:
+        raise ArtifactError(
+            f"{path.name} was changed after it was logged: its sha256 is {actual[:12]}…, "
+            f"recorded is {expected[:12] + '…' if expected else 'none'}. Don't use it; log the model again"
+        )
+    return content
