@@ -1,11 +1,11 @@
 # AgentCore's command line: `docker build -t agentcore .`, then `docker run --rm agentcore --help`.
-# What is installed is what requirements.lock names, by hash. For Ray: `--build-arg EXTRAS=ray`.
+# Installs the versions in requirements.lock, checked by hash. For Ray: `--build-arg EXTRAS=ray`.
 FROM python:3.12-slim AS build
 RUN python3 -m pip install --quiet --no-cache-dir uv==0.13.8
 WORKDIR /src
 ARG EXTRAS=""
-# The lock holds more than this image needs: as a constraint it says which versions, and checks their hashes.
-# Dependencies come first: a change of the code alone leaves their layer as it is.
+# The lock has more than this image needs: as a constraint, it only pins versions and checks hashes.
+# Dependencies come first, so that code changes don't invalidate their layer.
 COPY pyproject.toml requirements.lock ./
 RUN uv venv --quiet /opt/venv \
     && uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \
@@ -20,7 +20,7 @@ LABEL org.opencontainers.image.title="agentcore" \
       org.opencontainers.image.description="Optimize DSPy programs, prove the gain, track it in your own MLflow" \
       org.opencontainers.image.licenses="Apache-2.0"
 COPY --from=build /opt/venv /opt/venv
-# The root file system may be read-only: what is written goes to /tmp and to the journal's directory.
+# The root file system may be read-only: only /tmp and the journal's directory are written to.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/tmp \
     AGENTCORE_STATE_DIR=/var/lib/agentcore \

@@ -3,16 +3,16 @@
 The compose file and the manifests share it.
 
 Environment:
-    POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER, POSTGRES_PASSWORD: MLflow's database; any
-        character may be in the password.
-    POSTGRES_OPTIONS: appended to its address, such as `sslmode=verify-full&sslrootcert=/tls/ca.crt`.
-    S3_BUCKET: for artifacts; keys, region and endpoint as boto3 and MLflow read them.
-    MLFLOW_WORKERS: processes that serve. More than one needs uvloop in the image: without it each request
-        takes 40 ms more.
-    MLFLOW_AUTH: `basic-auth` asks everybody for a password; empty asks nobody. `auth` in COMPOSE_PROFILES
-        means the same.
+    POSTGRES_HOST, POSTGRES_PORT, POSTGRES_DB, POSTGRES_USER, POSTGRES_PASSWORD: MLflow's database; the
+        password may contain any character.
+    POSTGRES_OPTIONS: appended to the database URL, such as `sslmode=verify-full&sslrootcert=/tls/ca.crt`.
+    S3_BUCKET: for artifacts; boto3 and MLflow read keys, region and endpoint from their usual variables.
+    MLFLOW_WORKERS: server processes. More than one needs uvloop in the image: without it, each request
+        takes 40 ms longer.
+    MLFLOW_AUTH: `basic-auth` requires a password; empty requires none. `auth` in COMPOSE_PROFILES does
+        the same as `basic-auth`.
     MLFLOW_AUTH_ADMIN_USERNAME, MLFLOW_AUTH_ADMIN_PASSWORD, MLFLOW_FLASK_SERVER_SECRET_KEY: for that.
-    MLFLOW_GC_OLDER_THAN: what `gc` removes was deleted that long ago, such as `30d` (the default).
+    MLFLOW_GC_OLDER_THAN: `gc` removes what was deleted longer ago than this, such as `30d` (default).
 """
 
 import base64
@@ -26,7 +26,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 INI = Path("/tmp/basic_auth.ini")
-INIT = "`agentcore stack init --auth` writes .env.mlflow with passwords of your own"
+INIT = "`agentcore stack init --auth` writes .env.mlflow with your own passwords"
 KNOWN = "only-for-loopback"
 REFUSED = "refused"
 
@@ -40,7 +40,7 @@ def database() -> str:
 
 
 def auth() -> bool:
-    """Whether passwords are asked for; ends the process where that is wanted and can't be had."""
+    """Whether MLflow requires a password; exits if it should but secrets are missing."""
     asked = os.environ.get("MLFLOW_AUTH", "")
     if asked not in ("", "basic-auth"):
         sys.exit(f"MLFLOW_AUTH={asked!r}: use basic-auth, or leave it empty")
@@ -53,13 +53,13 @@ def auth() -> bool:
 def without_auth_secrets() -> str:
     needed = ("MLFLOW_AUTH_ADMIN_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY")
     missing = [name for name in needed if not os.environ.get(name)]
-    return f"a password is asked for, and {' and '.join(missing)} not set: {INIT}" if missing else ""
+    return f"auth is on, but {' and '.join(missing)} not set: {INIT}" if missing else ""
 
 
 def check() -> None:
-    """Ends with 1 unless MLflow would ask for a password, and no other door is open beside it.
+    """Exit with 1 unless MLflow would require a password and no public default password is in use.
 
-    Compose goes on past a check that is optional. So word of it is left with the database, for `migrate`.
+    Compose continues if an optional check fails, so the result is left in the database for `migrate`.
     """
     from psycopg import sql
 
@@ -78,18 +78,18 @@ def open_door() -> str:
     asked = "auth" in os.environ.get("COMPOSE_PROFILES", "").split(",")
     if not asked:
         return (
-            "the profile was given by --profile, which MLflow can't see: set COMPOSE_PROFILES=auth. "
-            "If it ran before, it still runs without a password"
+            "auth was enabled with --profile, which MLflow can't see: set COMPOSE_PROFILES=auth. "
+            "If MLflow was already running, it still runs without a password"
         )
     missing = without_auth_secrets()
     if missing:
         return missing
     known = [name for name in ("POSTGRES_PASSWORD", "AWS_SECRET_ACCESS_KEY") if os.environ[name] == KNOWN]
-    return f"{' and '.join(known)} are the ones that everybody knows: {INIT}" if known else ""
+    return f"{' and '.join(known)} still have the public default: {INIT}" if known else ""
 
 
 def was_refused() -> bool:
-    """Whether `check` refused just now."""
+    """Whether `check` failed less than a minute ago."""
     query = "SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()"
     with connect() as connection:
         row = connection.execute(query).fetchone()
@@ -100,12 +100,12 @@ def was_refused() -> bool:
 def migrate() -> None:
     wait_for_database()
     if was_refused():
-        sys.exit("the profile auth refused to start: docker compose -f docker-compose.mlflow.yml logs auth")
-    # In this process: a command's arguments can be seen by all.
+        sys.exit("the auth check failed, see: docker compose -f docker-compose.mlflow.yml logs auth")
+    # In this process, because the arguments of a command are visible to everyone.
     from mlflow.cli import cli
 
     cli(["db", "upgrade", database()], standalone_mode=False)
-    if auth():  # or the first servers would race to make its tables
+    if auth():  # or the first servers would race to create its tables
         from mlflow.server.auth.cli import commands
 
         commands(["db", "upgrade", "--url", database()], standalone_mode=False)
@@ -118,7 +118,7 @@ def connect():
 
 
 def wait_for_database() -> None:
-    """Where all is started at once, Postgres takes longer than this."""
+    """Wait for Postgres, which starts more slowly than this container."""
     from psycopg import OperationalError
 
     deadline = time.monotonic() + 300
@@ -129,8 +129,8 @@ def wait_for_database() -> None:
         except OperationalError as error:
             if "password authentication failed" in str(error):
                 sys.exit(
-                    "Postgres refuses this password: its volume was made with another one. Set that one, or "
-                    "remove the volumes and all runs with them (docker compose ... down --volumes)"
+                    "Postgres rejects this password: its volume was created with another. Set that one, or "
+                    "remove the volumes, including all runs (docker compose ... down --volumes)"
                 )
             if time.monotonic() > deadline:
                 sys.exit(str(error))
@@ -138,7 +138,7 @@ def wait_for_database() -> None:
 
 
 def wait() -> None:
-    """Until the schema is the one of this image."""
+    """Wait until the database has the schema of this image."""
     from mlflow.store.db.utils import _get_latest_schema_revision
     from psycopg import Error
 
@@ -153,12 +153,12 @@ def wait() -> None:
             found = row[0] if row else "none"
         if found == wanted:
             return
-        print(f"schema {wanted} is wanted, there is: {found}", flush=True)
+        print(f"waiting for schema {wanted}, found: {found}", flush=True)
         time.sleep(3)
 
 
 def gc() -> None:
-    """Delete for good what users deleted long ago, rows and artifacts, through the server."""
+    """Permanently remove what users deleted long ago, rows and artifacts, through the server."""
     env = os.environ
     if auth():
         env["MLFLOW_TRACKING_USERNAME"] = env.get("MLFLOW_AUTH_ADMIN_USERNAME") or "admin"
@@ -188,26 +188,26 @@ def serve() -> None:
             f"database_uri = {database().replace('%', '%%')}\n"
             f"admin_username = {env.get('MLFLOW_AUTH_ADMIN_USERNAME') or 'admin'}\n"
             "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
-            "auth_cache_ttl_seconds = 60\n"  # without it each request spends 350 ms on the password's hash
+            "auth_cache_ttl_seconds = 60\n"  # without it, each request spends 350 ms on hashing the password
         )
         env["MLFLOW_AUTH_CONFIG_PATH"] = str(INI)
         command += ["--app-name", "basic-auth"]
     if env.get("MLFLOW_PROMETHEUS"):
         command += ["--expose-prometheus", "/tmp/prometheus"]
-    env["MLFLOW_BACKEND_STORE_URI"] = database()  # not an argument: those can be seen by all
+    env["MLFLOW_BACKEND_STORE_URI"] = database()  # not an argument: those are visible to everyone
     env["MLFLOW_ARTIFACTS_DESTINATION"] = f"s3://{env['S3_BUCKET']}"
     os.execvp("mlflow", command)
 
 
 def healthy() -> None:
-    """Ends with 1 unless the server answers from its database, which /health never asks."""
+    """Exit with 1 unless the server answers from its database, which /health doesn't check."""
     problem = asked()
     if problem:
         sys.exit(problem)
 
 
 def alive() -> None:
-    """Ends with 1 where the server doesn't answer and its database does: only then a restart helps."""
+    """Exit with 1 if the database answers but the server doesn't: only then does a restart help."""
     from psycopg import OperationalError
 
     problem = asked()
@@ -220,9 +220,9 @@ def alive() -> None:
 
 
 def asked() -> str:
-    """Why the server doesn't answer from its database; empty where it does.
+    """Why the server doesn't answer from its database; empty if it does.
 
-    Under auth a password that was changed meanwhile is no illness: the database was asked for it.
+    With auth, a 401 after a password change is healthy: the server had to query the database for it.
     """
     env, headers = os.environ, {"Content-Type": "application/json"}
     if auth():

@@ -1,11 +1,11 @@
 """Copies the bucket into /backups/bucket (`bucket.py copy`), or back (`restore`).
 
-MLflow writes objects and hardly ever changes one: what is there already, of the same size and not older, is
-left alone. Nothing is deleted on either side.
+MLflow hardly ever changes an object: one that was already copied, with the same size and not older, is
+skipped. Nothing is deleted on either side.
 
 Environment:
-    S3_BUCKET; MLFLOW_S3_ENDPOINT_URL for stores other than AWS's; keys and region as boto3 reads them.
-    BACKUP_SECONDS: between two copies; 0 or unset for one.
+    S3_BUCKET; MLFLOW_S3_ENDPOINT_URL for stores other than AWS; keys and region in boto3's variables.
+    BACKUP_SECONDS: seconds between copies; 0 or unset to copy once.
 """
 
 import os
@@ -47,12 +47,12 @@ def restore(s3, bucket: str) -> None:
 def place(key: str) -> Path:
     target = DIRECTORY / key
     if not target.resolve().is_relative_to(DIRECTORY.resolve()):
-        sys.exit(f"{key!r} would leave {DIRECTORY}")
+        sys.exit(f"{key!r} would be written outside {DIRECTORY}")
     return target
 
 
 def wait(s3, bucket: str) -> None:
-    """Where all is started at once, the store takes longer than this."""
+    """Wait for the store, which starts more slowly than this container."""
     deadline = time.monotonic() + 120
     while True:
         try:
