@@ -21,19 +21,19 @@ class _Gate:
         self.changed = threading.Condition()
         self.inside = 0
         self.forking = False
-        self.own = threading.local()
+        self._thread = threading.local()
 
     def enter(self) -> None:
-        depth: int = getattr(self.own, "depth", 0)
+        depth: int = getattr(self._thread, "depth", 0)
         if not depth:
             with self.changed:
                 self.changed.wait_for(lambda: not self.forking, _PATIENCE)
                 self.inside += 1
-        self.own.depth = depth + 1
+        self._thread.depth = depth + 1
 
     def leave(self) -> None:
-        self.own.depth -= 1
-        if not self.own.depth:
+        self._thread.depth -= 1
+        if not self._thread.depth:
             with self.changed:
                 self.inside -= 1
                 self.changed.notify_all()
@@ -41,9 +41,9 @@ class _Gate:
     def close(self) -> None:
         self.changed.acquire()
         self.forking = True
-        own = bool(getattr(self.own, "depth", 0))
+        nested = bool(getattr(self._thread, "depth", 0))
         deadline = time.monotonic() + _PATIENCE
-        while self.inside > own and (left := deadline - time.monotonic()) > 0:
+        while self.inside > nested and (left := deadline - time.monotonic()) > 0:
             self.changed.wait(left)
 
     def open(self) -> None:

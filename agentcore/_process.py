@@ -91,5 +91,10 @@ def silence_dspy_source_listing() -> None:
 
 
 def _server(uri: str) -> str:
+    """A URI's server, spelled as requests does: with a lower-case host, in ASCII."""
     parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    host = parts.hostname or ""
+    if not host.isascii():
+        host = host.encode("idna").decode()
+    port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+    return f"{parts.scheme}://{host}:{port}"

@@ -64,16 +64,18 @@ class Redactor:
 
     def names_in(self, value: Any) -> list[str]:
         """The names of the secrets in a JSON value: environment variables, or the language model's key."""
-        named = self._named()
-        found: list[str] = []
+        patterns = {name: _compiled(frozenset({secret})) for secret, name in self._named().items()}
+        found: dict[str, None] = {}
 
         def look(text: str) -> str:
-            found.extend(name for secret, name in named.items() if secret in text and name not in found)
+            found.update(
+                (name, None) for name, pattern in patterns.items() if pattern and pattern.search(text)
+            )
             return text
 
-        if named:
+        if patterns:
             _map_texts(value, look)
-        return found
+        return list(found)
 
     @property
     def empty(self) -> bool:
@@ -94,7 +96,7 @@ class Redactor:
         return _compiled(frozenset(self._named()))
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _compiled(secrets: frozenset[str]) -> re.Pattern[str] | None:
     forms = {form for secret in secrets for form in _forms(secret)}
     # Longest first, since one secret may be a prefix of another.
@@ -104,14 +106,18 @@ def _compiled(secrets: frozenset[str]) -> re.Pattern[str] | None:
 def _forms(secret: str) -> set[str]:
     """A secret as written in plain text, JSON, a repr or a URL, or in binary content searched as Latin-1."""
     utf8 = secret.encode("utf-8", "surrogatepass")
+    escaped = {secret, *_escaped(secret)}
+    # An error that quotes a JSON body, or JSON within JSON, escapes twice.
+    escaped |= {twice for once in escaped for twice in _escaped(once)}
+    return {*escaped, quote(utf8, safe=""), quote(utf8), utf8.decode("latin-1")}
+
+
+def _escaped(text: str) -> set[str]:
     return {
-        secret,
-        json.dumps(secret)[1:-1],
-        json.dumps(secret, ensure_ascii=False)[1:-1],
-        repr(secret)[1:-1],
-        quote(utf8, safe=""),
-        quote(utf8),
-        utf8.decode("latin-1"),
+        json.dumps(text)[1:-1],
+        json.dumps(text, ensure_ascii=False)[1:-1],
+        repr(text)[1:-1],
+        repr(f'"{text}')[2:-1],  # within a text that holds the other quotes
     }
 
 

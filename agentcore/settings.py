@@ -105,6 +105,12 @@ class MLflowConfig(_EnvSettings):
     request_timeout: float = 10.0
     """Timeout of one request, in seconds."""
 
+    def __init__(self, **values: Any) -> None:
+        if values.get("tracking_token") and not values.keys() & {"tracking_username", "tracking_password"}:
+            # A name and password from the environment would win, and they may be another server's.
+            values |= {"tracking_username": None, "tracking_password": None}
+        super().__init__(**values)
+
     @field_validator("tracking_uri", "registry_uri")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:

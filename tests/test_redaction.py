@@ -38,6 +38,9 @@ def test_it_is_found_however_it_is_written(secret):
         json.dumps(secret, ensure_ascii=False),
         json.dumps({"a": [secret]}),
         repr({"a": secret}),
+        json.dumps({"body": json.dumps({"a": secret})}),
+        repr(json.dumps({"a": secret})),
+        repr(repr(secret)),
         f"postgresql://me:{quote(secret, safe='')}@host/db",
     ]
     for text in written:
@@ -47,6 +50,7 @@ def test_it_is_found_however_it_is_written(secret):
         assert json.dumps(secret)[1:-1] not in cut
         assert cut.startswith("before ")
         assert cut.endswith(" after")
+        assert redactor.names_in({"deep": [text]}) == ["SOME_API_TOKEN"]
     assert redactor.value({secret: [secret, 1, None]}) == {"[redacted]": ["[redacted]", 1, None]}
     assert redactor.holds(pickle.dumps({"a": secret}))
     assert redactor.holds(secret.encode())
@@ -166,6 +170,15 @@ async def test_an_unmistakable_secret_in_the_data_is_refused_before_anything_is_
         await pipeline.run_optimization(request(), training_data=rows)
     assert key not in str(refused.value)
     assert lm.engine.calls == 0
+
+
+async def test_a_secret_that_the_data_contains_in_a_url_is_refused_too(config, monkeypatch):
+    """It passed the check and was then redacted: the run could not be resumed."""
+    monkeypatch.setenv("PROVIDER_API_KEY", "ab/cd+ef12345678==")
+    rows = colours().rows()
+    rows[2]["thing"] = "https://x/?sig=ab%2Fcd%2Bef12345678%3D%3D"
+    with pytest.raises(DataError, match="row 3 contains the value of PROVIDER_API_KEY"):
+        await untracked(config).run_optimization(request(), training_data=rows)
 
 
 async def test_an_unmistakable_secret_in_the_prompt_is_refused_too(config, monkeypatch):

@@ -42,8 +42,10 @@ def fail(message: str, code: int) -> NoReturn:
 
 
 def note(message: str) -> None:
-    """Print a note on stderr; the message may contain markup."""
-    err.print(f"[yellow]note:[/] {message}", soft_wrap=True)
+    """Print a note on stderr."""
+    from rich.markup import escape
+
+    err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
 
 
 def counted(count: int, noun: str) -> str:

@@ -114,4 +114,6 @@ def _check_value(value: Any, where: str) -> None:
     try:
         json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise DataError(f"{where}: a value of type {type(value).__name__} can't be stored as JSON ({error})") from None
+        raise DataError(
+            f"{where}: a value of type {type(value).__name__} can't be stored as JSON ({error})"
+        ) from None

@@ -188,5 +188,5 @@ def _advice_without_reply(error: Exception) -> str:
     if "timed out" in text.lower():
         return "It accepts connections but doesn't answer: check the server's log and its database"
     # Without the env file, compose would recreate the stack with the public default passwords.
-    own = f" --env-file {ENV_FILE}" if Path(ENV_FILE).is_file() else ""
-    return f"Start it (docker compose -f docker-compose.mlflow.yml{own} up -d), or set MLFLOW_TRACKING_URI"
+    option = f" --env-file {ENV_FILE}" if Path(ENV_FILE).is_file() else ""
+    return f"Start it (docker compose -f docker-compose.mlflow.yml{option} up -d), or set MLFLOW_TRACKING_URI"

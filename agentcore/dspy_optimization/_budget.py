@@ -72,7 +72,7 @@ class Budget:
         self._keep()
 
     def begin_winner(self) -> None:
-        self.ledger.kept = Amount()
+        self.ledger.set_aside = Amount()
 
     def limit(self, reason: StopReason) -> str:
         """The setting behind a limit that was reached, with its value."""
@@ -90,8 +90,8 @@ class Budget:
             "max_tokens": self.caps.tokens,
             "max_cost_usd": self.caps.usd,
         }
-        given = ", ".join(f"{name}={value:g}" for name, value in named.items() if value is not None)
-        return ConfigurationError(f"{given} leaves nothing for the search: {why}")
+        caps = ", ".join(f"{name}={value:g}" for name, value in named.items() if value is not None)
+        return ConfigurationError(f"{caps} leaves nothing for the search: {why}")
 
     def _keep(self) -> None:
         """Reserve what the costliest candidate so far would cost on the test split, including judging."""
@@ -99,7 +99,7 @@ class Budget:
         calls, tokens, usd = (max(values) for values in zip(*map(_numbers, means), strict=True))
         # No margin on calls: they vary less per example than tokens do, and call caps may be tight.
         each = Amount(calls, tokens * _MARGIN, usd * _MARGIN).plus(self._judged)
-        self._needed = self.ledger.kept = each.times(self._tests)
+        self._needed = self.ledger.set_aside = each.times(self._tests)
 
 
 def _amount(record: ExampleRecord) -> Amount:

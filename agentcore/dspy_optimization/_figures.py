@@ -49,12 +49,12 @@ def targets_met(
     return found
 
 
-def contradictions(given: PerformanceMetrics, measured: PerformanceMetrics, examples: int) -> list[str]:
+def contradictions(claimed: PerformanceMetrics, measured: PerformanceMetrics, examples: int) -> list[str]:
     """Warnings for figures of the caller's baseline that differ from the measured ones by more than 1.96
     standard errors of a proportion over that many examples (at least 0.02)."""
     found = []
     for name in ("success_rate", "quality_score"):
-        said, seen = getattr(given, name), getattr(measured, name)
+        said, seen = getattr(claimed, name), getattr(measured, name)
         tolerance = max(0.02, 1.96 * (seen * (1 - seen) / examples) ** 0.5)
         if abs(said - seen) > tolerance:
             found.append(

@@ -49,11 +49,11 @@ class Frozen:
 
     def restore(self, program: "dspy.Module", original: "dspy.Module") -> "dspy.Module":
         """`program` with its frozen parts restored from `original`."""
-        given = dict(original.named_predictors())
+        originals = dict(original.named_predictors())
         for name, predictor in program.named_predictors():
             if name in self.instructions:
-                kept = given[name].signature.instructions
-                predictor.signature = predictor.signature.with_instructions(kept)
+                instructions = originals[name].signature.instructions
+                predictor.signature = predictor.signature.with_instructions(instructions)
             if name in self.demos:
-                predictor.demos = list(given[name].demos)
+                predictor.demos = list(originals[name].demos)
         return program

@@ -59,11 +59,11 @@ def estimate(job: Job, prices: Prices, max_concurrency: int, latency: float | No
     }
     asked, answered = _tokens(job)
     demos = work.demos * (asked + answered) / 2  # each repeats an example's inputs and outputs
-    own = {name: count for name, count in calls.items() if name != "proposals"}
+    programs = {name: count for name, count in calls.items() if name != "proposals"}
     without = calls["baseline"] / predictors
-    runs = sum(own.values()) / predictors
+    runs = sum(programs.values()) / predictors
     taken = round(runs * asked + (runs - without) * demos)
-    given = round(runs * answered)
+    written = round(runs * answered)
     proposed = (round(work.proposals * _PROMPT / 4), round(work.proposals * _PROMPT / 24))
     task, proposer = price_of(job.lm, prices), price_of(job.prompt_lm, prices)
     unpriced = tuple(
@@ -71,13 +71,13 @@ def estimate(job: Job, prices: Prices, max_concurrency: int, latency: float | No
     )
     cost = None
     if task is not None and proposer is not None:
-        cost = task.of(taken, given) + proposer.of(*proposed)
+        cost = task.of(taken, written) + proposer.of(*proposed)
     each = latency if latency is not None else getattr(getattr(job.lm, "engine", None), "latency", None)
     each = ASSUMED_LATENCY if each is None else float(each)
     total = sum(calls.values())
     return Estimate(
         calls={name: count for name, count in calls.items() if count},
-        tokens=taken + given + sum(proposed),
+        tokens=taken + written + sum(proposed),
         cost_usd=cost,
         seconds=total * each / max_concurrency + (work.chain + 2 * predictors) * each,
         latency=each,

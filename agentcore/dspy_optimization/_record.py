@@ -173,6 +173,7 @@ class RunRecord:
         try:
             await self._finish([*events[:-1], *await writer.stored(drafts), events[-1]])
         except JournalError as error:
+            self.log.writer = None  # which would raise again, in place of the run's own error
             self.log.warn(f"the end of run {self.job.optimization_id} could not be written: {error}")
         finally:
             writer.abandon()

@@ -131,20 +131,20 @@ _NAMES = {
 
 def check_same(job: Job, spec: Mapping[str, Any], run_id: str) -> None:
     """Raise `ConfigurationError` if the job differs from the one that started the run."""
-    own = json.loads(json.dumps(job.spec()))
+    current = json.loads(json.dumps(job.spec()))
     for key, name in _NAMES.items():
-        if own[key] != spec[key]:
+        if current[key] != spec[key]:
             raise ConfigurationError(
                 f"run {run_id} can't be resumed: {name} differs. It was started with {_text(spec[key])}, but "
-                f"this is {_text(own[key])}"
+                f"this is {_text(current[key])}"
             )
 
 
 def check_same_request(job: Job, spec: Mapping[str, Any], name: str) -> None:
     """Raise `ConfigurationError` if a run's name was used for another request."""
-    own = json.loads(json.dumps(job.spec()["request"]))
+    current = json.loads(json.dumps(job.spec()["request"]))
     other = sorted(
-        key for key in own.keys() | spec["request"].keys() if own.get(key) != spec["request"].get(key)
+        key for key in current.keys() | spec["request"].keys() if current.get(key) != spec["request"].get(key)
     )
     if other:
         raise ConfigurationError(

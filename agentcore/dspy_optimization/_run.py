@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from agentcore._json import jsonable
 from agentcore._redaction import Redactor, first_line
 from agentcore.dspy_optimization._budget import Budget
 from agentcore.dspy_optimization._evaluator import Evaluator
@@ -75,8 +76,8 @@ class Run:
         constraints = job.request.constraints
         self.budget = Budget(constraints, progress.meter, self.max_concurrency, len(job.splits.test))
         control = self.budget.control
-        own = (predictor.lm for predictor in job.program.predictors())
-        control.check_bounds(job.lm, job.prompt_lm, *own)
+        predictor_lms = (predictor.lm for predictor in job.program.predictors())
+        control.check_bounds(job.lm, job.prompt_lm, *predictor_lms)
         self.job = job = replace(
             job,
             lm=manage(control, job.lm),
@@ -220,10 +221,10 @@ class Run:
         self, stopped: SearchStopped, measured: Mapping[int, ExampleRecord], total: int
     ) -> EvaluationReport:
         records = sorted(measured.values(), key=lambda record: record.index)
-        kept = "the figures cover only these" if records else "kept the original program"
+        scope = "the figures cover only these" if records else "kept the original program"
         self.log.warn(
             f"{self.budget.limit(stopped.reason)} was reached after {len(records)} of {total} test examples "
-            f"of the winner: {kept}"
+            f"of the winner: {scope}"
         )
         return EvaluationReport(tuple(records), self.job.metric.success_threshold)
 
@@ -259,15 +260,18 @@ class Run:
             comparison=comparison,
             meets_threshold=gain >= constraints.min_improvement_threshold,
             targets_met=targets_met(after, objectives),
-            optimization_details={
-                "algorithm": job.optimizer.name,
-                "parameters": {**job.optimizer.settings(), "seed": job.seed},
-                "iterations": len(search.points),
-                "duration_seconds": self.log.clock.seconds,
-                "key_improvements": key_improvements(before, after, comparison, job.program, program),
-                "trials": [point.model_dump() for point in search.points],
-                **search.details,
-            },
+            # An optimizer may report anything: what can't be stored must not cost a paid-for result.
+            optimization_details=jsonable(
+                {
+                    "algorithm": job.optimizer.name,
+                    "parameters": {**job.optimizer.settings(), "seed": job.seed},
+                    "iterations": len(search.points),
+                    "duration_seconds": self.log.clock.seconds,
+                    "key_improvements": key_improvements(before, after, comparison, job.program, program),
+                    "trials": [point.model_dump() for point in search.points],
+                    **search.details,
+                }
+            ),
             spend=meter.total,
             spend_by_stage=meter.by_stage(),
             warnings=list(self.log.warnings),

@@ -104,7 +104,7 @@ class Search:
         if stopped is None:
             return program, "completed"
         if stopped.reason in LIMITS:
-            return self._kept(task, stopped), "budget_exhausted"
+            return self._best_so_far(task, stopped), "budget_exhausted"
         cause = stopped.error
         raise cause if isinstance(cause, AgentCoreError) else self._optimizer_failure(cause)
 
@@ -124,7 +124,7 @@ class Search:
             frozen=job.frozen,
         )
 
-    def _kept(self, task: SearchTask, stopped: SearchStopped) -> Any:
+    def _best_so_far(self, task: SearchTask, stopped: SearchStopped) -> Any:
         """The program to keep after a limit was reached."""
         limit = self.budget.limit(stopped.reason)
         lead = task.leads[-1]() if task.leads else None
@@ -164,8 +164,8 @@ async def _guarded(optimizing: Coroutine[Any, Any, Any], guard: Guard) -> Any:
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
     except asyncio.CancelledError:
-        own = asyncio.current_task()
-        if guard.stopped is not None and not (own and own.cancelling()):
+        current = asyncio.current_task()
+        if guard.stopped is not None and not (current and current.cancelling()):
             guard.check()  # the search was stopped, not this run
         guard.stop("cancelled")
         await asyncio.wait({work})

@@ -224,10 +224,11 @@ class OptimizationPipeline:
             options = replace(self.options, seed=run.spec["seed"])
             job = prepare(inputs, options, optimization_id=run.stream.id, splits=run.splits)
             check_same(job, run.spec, run_id)
+            resumed = Run(job, self.options, tracker, run)
         except BaseException:
             journal.abandon(run.lease)
             raise
-        return await Run(job, self.options, tracker, run).execute()
+        return await resumed.execute()
 
     @classmethod
     def from_journal(

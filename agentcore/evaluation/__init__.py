@@ -11,8 +11,7 @@ from agentcore.evaluation._compare import (
     sign_flip_p_value,
     smallest_detectable_gain,
 )
-from agentcore.evaluation._executor import Executor, Local, Place, Ran, Runner
-from agentcore.evaluation._failures import first_error
+from agentcore.evaluation._executor import Executor, Local, Place, Ran, Runner, first_error
 from agentcore.evaluation._metric import ExactMatch, Metric, Score, ScoredMetric, exact_match, resolve_metric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord, PerformanceMetrics
 from agentcore.evaluation._resolve import resolve_executor

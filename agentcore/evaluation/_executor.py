@@ -1,7 +1,7 @@
 """Where programs run: in this process, or on other machines."""
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import dspy
 
 from agentcore._threads import run_in_thread
+from agentcore.errors import AgentCoreError, MetricError
+from agentcore.lm import SearchStopped
 
 
 class Ran(NamedTuple):
@@ -79,3 +81,21 @@ async def call_program(
         else:
             prediction = await run_in_thread(lambda: program(**inputs))
     return Ran(prediction, time.perf_counter() - began)
+
+
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error to report: a `SearchStopped` first, then a `MetricError`, then any other."""
+    leaves = list(_leaves(errors))
+    for kind in (SearchStopped, MetricError, AgentCoreError):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0]
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import dspy
-from pydantic import BaseModel
 
+from agentcore._json import jsonable
 from agentcore._redaction import first_line
 from agentcore.data import Example
 from agentcore.errors import (
@@ -19,8 +19,7 @@ from agentcore.errors import (
     ExecutorError,
     LMUnavailableError,
 )
-from agentcore.evaluation._executor import Local, Place, Ran, Runner
-from agentcore.evaluation._failures import first_error
+from agentcore.evaluation._executor import Local, Place, Ran, Runner, first_error
 from agentcore.evaluation._metric import ScoredMetric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord
 from agentcore.lm import Spend, collect_spend, is_lm_failure, lm_secrets
@@ -219,17 +218,4 @@ def _record(
 
 def _as_dict(prediction: Any) -> dict[str, Any]:
     values = prediction.toDict() if hasattr(prediction, "toDict") else {"output": prediction}
-    return {str(key): _jsonable(value) for key, value in values.items()}
-
-
-def _jsonable(value: Any) -> Any:
-    """Convert a value to JSON types; anything else becomes text."""
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return value
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, BaseModel):
-        return _jsonable(value.model_dump())
-    return str(value)
+    return {str(key): jsonable(value) for key, value in values.items()}

@@ -2,8 +2,9 @@
 resumes from it, and logged data waits in it until MLflow has received it."""
 
 from agentcore.journal._event import Event, EventSink, UnknownEvent
-from agentcore.journal._journal import ADOPTED, Entry, Journal, Page, Stream, wait
+from agentcore.journal._journal import ADOPTED, Journal, wait
 from agentcore.journal._open import close_journals, open_journal
+from agentcore.journal._stream import Entry, Page, Stream
 from agentcore.journal._writer import Lease
 
 __all__ = [

@@ -5,6 +5,7 @@ module listed under the entry-point group `agentcore.events`, so that a process 
 package can still find them."""
 
 import json
+import logging
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import entry_points
@@ -14,10 +15,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from agentcore._naming import now_ms
-from agentcore._redaction import Redactor, encodable_value
+from agentcore._redaction import Redactor, encodable_value, first_line
 from agentcore.errors import UnknownEventError
 
 GROUP = "agentcore.events"
+
+_logger = logging.getLogger("agentcore")
 
 _kinds: "dict[str, type[Event]]" = {}
 
@@ -72,7 +75,10 @@ EventSink = Callable[[Event], None]
 @cache
 def _load_rooms() -> None:
     for entry in entry_points(group=GROUP):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # noqa: BLE001 - another package's; its events stay unknown and are held
+            _logger.warning("the events of %s can't be loaded: %s", entry.value, first_line(error))
 
 
 def event_class(kind: str) -> type[Event] | None:

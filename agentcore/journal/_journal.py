@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -22,7 +21,7 @@ from agentcore.journal._event import (
     kind_of,
     kinds_of,
 )
-from agentcore.journal._leases import Keeper, acquire, liveness, prune_names, release, standing
+from agentcore.journal._leases import Keeper, acquire, prune_names, release, standing
 from agentcore.journal._payloads import FilePayloads, Payloads, TablePayloads
 from agentcore.journal._schema import (
     commits,
@@ -37,6 +36,7 @@ from agentcore.journal._schema import (
     shown,
     streams,
 )
+from agentcore.journal._stream import Entry, Page, Stream, stream_of
 from agentcore.journal._writer import Append, EventRow, Lease, Writer, append
 
 T = TypeVar("T")
@@ -47,60 +47,6 @@ MAX_ID = 64
 _READER = "mlflow"
 _COMMIT_KEPT_MS = 86_400_000
 """How long to keep the row of a writer that is gone. Lost replies are looked up within a minute."""
-
-
-@dataclass(frozen=True)
-class Stream:
-    """One run in the journal."""
-
-    id: str
-    kind: str
-    """Set by the code that created it: `optimization`, `run`, …; `adopted` for another client's run."""
-    name: str
-    destination: str
-    """The tracking URI that its entries are delivered to, without a password."""
-    tracking_id: str | None
-    """The run's id at its destination, once it has been created there."""
-    created_ms: int
-    changed_ms: int
-    last_seq: int
-    delivered: int
-    """Sequence number up to which everything has been delivered."""
-    finished: bool
-    attempted: bool
-    """Whether creating the run was attempted: it may exist even if `tracking_id` is None."""
-    leased: bool
-    """Whether a process has ever held the lease to work on the run."""
-    working: Literal["yes", "no", "unknown"]
-    """Whether a process is working on the run. `unknown` while a process elsewhere holds the lease, since it
-    may have died."""
-
-    @property
-    def waiting(self) -> int:
-        """Entries that the destination doesn't have yet."""
-        return self.last_seq - self.delivered
-
-    @property
-    def interrupted(self) -> bool:
-        """A process worked on the run, died, and left it unfinished."""
-        return self.leased and not self.finished and self.working == "no"
-
-
-@dataclass(frozen=True)
-class Entry:
-    seq: int
-    event: Event
-
-
-@dataclass(frozen=True)
-class Page:
-    """Entries to deliver, and the position in the stream up to which they are complete."""
-
-    entries: list[Entry]
-    through: int
-    """Sequence number up to which there is nothing else to deliver."""
-    unknown: UnknownEventError | None = None
-    """Set if the page ends early: this version doesn't know the next event, which may need delivering."""
 
 
 class Journal:
@@ -357,7 +303,7 @@ class Journal:
             .where(*conditions)
             .order_by(streams.c.created_ms.desc(), streams.c.id)
         )
-        return [_stream(row) for row in self._rows(wanted)]
+        return [stream_of(row) for row in self._rows(wanted)]
 
     def _rows(self, wanted: Any) -> Sequence[Row[Any]]:
         try:
@@ -413,24 +359,6 @@ def _append(stream: str, new: Sequence[Event], lease: Lease | None, redactor: Re
 def _prune_leftovers(connection: Connection) -> None:
     prune_names(connection)
     connection.execute(commits.delete().where(commits.c.touched_ms < now_ms() - _COMMIT_KEPT_MS))
-
-
-def _stream(row: Row[Any]) -> Stream:
-    return Stream(
-        id=row.id,
-        kind=row.kind,
-        name=row.name,
-        destination=row.destination,
-        tracking_id=row.tracking_id,
-        created_ms=row.created_ms,
-        changed_ms=row.changed_ms,
-        last_seq=row.last_seq,
-        delivered=row.seq or 0,
-        finished=row.finished,
-        attempted=row.attempted,
-        leased=row.owner is not None,
-        working=liveness(row.owner, row.until_ms),
-    )
 
 
 def _removal(item: Stream) -> Any:

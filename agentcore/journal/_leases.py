@@ -61,7 +61,9 @@ def is_over(owner: str, until_ms: int, now: int) -> bool:
 
 
 def release(connection: Connection, lease: Lease) -> None:
-    connection.execute(leases.update().where(_row(lease)).values(until_ms=0))
+    # The owner too: a name's row that was pruned starts again at epoch 1, for another process.
+    held = _row(lease) & (leases.c.owner == this_process())
+    connection.execute(leases.update().where(held).values(until_ms=0))
 
 
 def prune_names(connection: Connection) -> None:
@@ -149,8 +151,8 @@ class Keeper:
 
 def _renew(connection: Connection, held: list[Lease]) -> None:
     until = _now(connection) + round(LEASE_SECONDS * 1000)
-    own = leases.c.owner == this_process()
+    held_here = leases.c.owner == this_process()
     for lease in held:
         # A lease released in the meantime stays released.
-        standing_one = (_row(lease), own, leases.c.until_ms > 0)
+        standing_one = (_row(lease), held_here, leases.c.until_ms > 0)
         connection.execute(leases.update().where(*standing_one).values(until_ms=until))

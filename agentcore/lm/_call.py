@@ -119,7 +119,7 @@ class Call:
         self.lm = lm
         self.retries = retries
         self.limit = control.limit_of(lm)
-        self.most = control.most(lm, prompt, messages, kwargs)
+        self.bound = control.bound(lm, prompt, messages, kwargs)
         self.attempt = 0
         self.record: CallRecord | None = None
         """The meter's record of the answer."""
@@ -176,7 +176,7 @@ class Call:
 
     def _reserved(self, *, wait: bool = True) -> "Reservation | Future[None]":
         try:
-            return self.control.ledger.try_reserve(self.most, wait=wait)
+            return self.control.ledger.try_reserve(self.bound, wait=wait)
         except CapReached as reached:
             guard = current_guard()
             if guard is None:
@@ -194,12 +194,12 @@ class Call:
 
     def _charge_what_is_unknown(self) -> None:
         """If the provider reports no usage, charge the full reservation, so that caps still hold."""
-        record, most = self.record, self.most
+        record, bound = self.record, self.bound
         if record is None:  # the program disabled DSPy's history
-            self.control.ledger.assume(most)
+            self.control.ledger.assume(bound)
         elif not record.cache_hit:
-            tokens = 0 if record.input_tokens or record.output_tokens else most.tokens
-            usd = most.usd if record.cost_usd is None or tokens else 0.0
+            tokens = 0 if record.input_tokens or record.output_tokens else bound.tokens
+            usd = bound.usd if record.cost_usd is None or tokens else 0.0
             self.control.ledger.assume(Amount(0, tokens, usd))
 
     def _tell_guard(self, error: BaseException | None) -> None:
@@ -212,15 +212,15 @@ class Call:
     ) -> float | None:
         """Seconds until the next attempt; None to give up."""
         if began is not None and not isinstance(error, Exception):
-            self.control.ledger.assume(self.most)  # cancelled in flight: the provider may bill it
+            self.control.ledger.assume(self.bound)  # cancelled in flight: the provider may bill it
         reservation.give_back()
         overloaded = isinstance(error, _OVERLOADED)
         hint = getattr(error, "retry_after", None)
         if overloaded and began is not None:
             self.limit.refused(began, hint if isinstance(hint, (int, float)) else None)
         self.limit.withdraw(place)
-        most = max(self.retries, _RATE_RETRIES) if overloaded and self.retries else self.retries
-        if not isinstance(error, Exception) or not is_retryable_lm_error(error) or self.attempt >= most:
+        allowed = max(self.retries, _RATE_RETRIES) if overloaded and self.retries else self.retries
+        if not isinstance(error, Exception) or not is_retryable_lm_error(error) or self.attempt >= allowed:
             self._tell_guard(error)
             return None
         self.attempt += 1
@@ -242,11 +242,11 @@ def _dspy_caches() -> bool:
 
 def _shared(future: "Future[Any]") -> "Future[None]":
     """A future that follows a shared one: cancelling it doesn't cancel the shared one for other waiters."""
-    own: Future[None] = Future()
+    follower: Future[None] = Future()
 
     def pass_on(_: "Future[Any]") -> None:
-        if own.set_running_or_notify_cancel():
-            own.set_result(None)
+        if follower.set_running_or_notify_cancel():
+            follower.set_result(None)
 
     future.add_done_callback(pass_on)
-    return own
+    return follower

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from agentcore.errors import ConfigurationError
 from agentcore.lm._ledger import Amount, Ledger, Reservation
 from agentcore.lm._limit import AdaptiveLimit
-from agentcore.lm._prices import Prices, most_input_tokens, most_output_tokens, price_of
+from agentcore.lm._prices import Prices, max_answer_tokens, max_prompt_tokens, price_of
 
 if TYPE_CHECKING:
     import dspy
@@ -50,13 +50,13 @@ class Control:
                     f"max_cost_usd: the price of {lm.model} is unknown. Pass it as prices= or --price "
                     f"{lm.model}=INPUT,OUTPUT, in USD per million tokens"
                 )
-            if (caps.usd is not None or caps.tokens is not None) and most_output_tokens(lm) is None:
+            if (caps.usd is not None or caps.tokens is not None) and max_answer_tokens(lm) is None:
                 name = "max_tokens" if caps.tokens is not None else "max_cost_usd"
                 raise ConfigurationError(
                     f"{name}: the maximum answer length of {lm.model} is unknown. Set max_tokens= on the LM"
                 )
 
-    def most(self, lm: "dspy.BaseLM", prompt: Any, messages: Any, kwargs: dict[str, Any]) -> Amount:
+    def bound(self, lm: "dspy.BaseLM", prompt: Any, messages: Any, kwargs: dict[str, Any]) -> Amount:
         """Upper bound for the cost of one call."""
         caps = self.ledger.caps
         choices = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
@@ -66,8 +66,8 @@ class Control:
         texts = [_text_of(item) for item in (messages or [prompt])]
         texts += [_text_of(value) for value in merged.values()]
         images = sum(text.count(mark) for text in texts for mark in _NO_TEXT)
-        taken = (most_input_tokens(texts) + images * _MOST_OF_AN_IMAGE) * choices
-        told = most_output_tokens(lm, kwargs)
+        taken = (max_prompt_tokens(texts) + images * _MOST_OF_AN_IMAGE) * choices
+        told = max_answer_tokens(lm, kwargs)
         if told is None:
             raise ConfigurationError(
                 f"the maximum answer length of {lm.model} is unknown (settings: {sorted(merged)}). "
@@ -85,10 +85,10 @@ class Control:
         """
         kwargs = inputs.get("kwargs") or {}
         try:
-            most = self.most(lm, inputs.get("prompt"), inputs.get("messages"), kwargs)
+            bound = self.bound(lm, inputs.get("prompt"), inputs.get("messages"), kwargs)
         except ConfigurationError:
-            most = Amount(1, 0, 0.0)
-        reservation = self.ledger.try_reserve(most, wait=False)
+            bound = Amount(1, 0, 0.0)
+        reservation = self.ledger.try_reserve(bound, wait=False)
         assert isinstance(reservation, Reservation)
         return reservation.give_back
 

@@ -48,7 +48,7 @@ class CapReached(BaseException):
 
 
 class Ledger:
-    """Admits a call if spent + reserved + `kept` + the call's maximum cost stays within the caps.
+    """Admits a call if spent + reserved + set aside + the call's maximum cost stays within the caps.
     Thread-safe.
 
     Spent is the meter's total, which includes calls that were not reserved. A reservation is released once
@@ -57,7 +57,7 @@ class Ledger:
     def __init__(self, meter: Meter, caps: Amount) -> None:
         self.meter = meter
         self.caps = caps
-        self.kept = Amount()
+        self.set_aside = Amount()
         """Set aside for evaluating the winner."""
         self._reserved = Amount(0, 0, 0.0)
         self._assumed = Amount(0, 0, 0.0)
@@ -66,18 +66,18 @@ class Ledger:
         self._waiting: list[Future[None]] = []
         self._lock = threading.Lock()
 
-    def try_reserve(self, most: Amount, *, wait: bool = True) -> "Reservation | Future[None]":
+    def try_reserve(self, bound: Amount, *, wait: bool = True) -> "Reservation | Future[None]":
         """A reservation, or a future that is done when it is worth trying again.
 
         Raises:
             CapReached: no call in flight could free up budget, or `wait` is False.
         """
         with self._lock:
-            limit = self._over(most)
+            limit = self._over(bound)
             if limit is None:
-                self._reserved = self._reserved.plus(most)
+                self._reserved = self._reserved.plus(bound)
                 self._open += 1
-                return Reservation(self, most)
+                return Reservation(self, bound)
             if not self._open or not wait:
                 raise CapReached(limit)
             future: Future[None] = Future()
@@ -102,11 +102,15 @@ class Ledger:
             rest(self.caps.usd, spent.usd),
         )
 
-    def _over(self, most: Amount) -> Limit | None:
+    def _over(self, bound: Amount) -> Limit | None:
         if not self.caps:
             return None
         total = (
-            Amount.of(self.meter.total).plus(self._assumed).plus(self._reserved).plus(self.kept).plus(most)
+            Amount.of(self.meter.total)
+            .plus(self._assumed)
+            .plus(self._reserved)
+            .plus(self.set_aside)
+            .plus(bound)
         )
         caps = self.caps
         if caps.calls is not None and (total.calls or 0) > caps.calls:
@@ -117,9 +121,9 @@ class Ledger:
             return "cost_limit"
         return None
 
-    def _give_back(self, most: Amount) -> None:
+    def _give_back(self, bound: Amount) -> None:
         with self._lock:
-            self._reserved = self._reserved.plus(most.times(-1))
+            self._reserved = self._reserved.plus(bound.times(-1))
             self._open -= 1
             if not self._open:
                 self._reserved = Amount(0, 0, 0.0)  # discard accumulated rounding errors
@@ -132,7 +136,7 @@ class Ledger:
 @dataclass(frozen=True)
 class Reservation:
     ledger: Ledger
-    most: Amount
+    bound: Amount
 
     def give_back(self) -> None:
-        self.ledger._give_back(self.most)
+        self.ledger._give_back(self.bound)

@@ -118,9 +118,8 @@ class ManagedLM(ReservesItself, dspy.BaseLM):
         return (_told_call if _is_told(_kind(self._model), "__call__") else _call)(self, *args, **kwargs)
 
     async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        if _only_synchronous(self._model):
-            return await run_in_thread(lambda: self(*args, **kwargs))
-        told = _is_told(_kind(self._model), "acall")
+        method = "__call__" if _only_synchronous(self._model) else "acall"
+        told = _is_told(_kind(self._model), method)
         return await (_told_acall if told else _acall)(self, *args, **kwargs)
 
     def _prepared(self, prompt: Any, messages: Any, kwargs: dict[str, Any]) -> Call:
@@ -131,14 +130,20 @@ class ManagedLM(ReservesItself, dspy.BaseLM):
 def _call(self: ManagedLM, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
     ask = _bare(_kind(self._model), "__call__")
     with _adapters_messages(self, messages):
-        waiting = ThreadWaiting(lambda: ask(self._model, *_given(prompt), **_with(messages, kwargs)))
+        waiting = ThreadWaiting(lambda: ask(self._model, *_positional(prompt), **_with(messages, kwargs)))
         return run_in_one_step(self._prepared(prompt, messages, kwargs).run(waiting))
 
 
 async def _acall(self: ManagedLM, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
-    ask = _bare(_kind(self._model), "acall")
+    synchronous = _only_synchronous(self._model)
+    ask = _bare(_kind(self._model), "__call__" if synchronous else "acall")
+
+    def answer() -> Any:
+        return ask(self._model, *_positional(prompt), **_with(messages, kwargs))
+
     with _adapters_messages(self, messages):
-        waiting = TaskWaiting(lambda: ask(self._model, *_given(prompt), **_with(messages, kwargs)))
+        # Only the question goes to a thread: a task that waits for its turn can be cancelled.
+        waiting = TaskWaiting((lambda: run_in_thread(answer)) if synchronous else answer)
         return await self._prepared(prompt, messages, kwargs).run(waiting)
 
 
@@ -147,7 +152,7 @@ _call.__name__, _acall.__name__ = "__call__", "acall"
 _told_call, _told_acall = with_callbacks(_call), with_callbacks(_acall)
 
 
-def _given(prompt: Any) -> tuple[Any, ...]:
+def _positional(prompt: Any) -> tuple[Any, ...]:
     return () if prompt is None else (prompt,)
 
 
@@ -169,16 +174,17 @@ def _kind(lm: dspy.BaseLM) -> Any:
 
 @cache
 def _is_told(kind: Any, method: str) -> bool:
-    """Whether the method notifies DSPy's callbacks. If so, they are notified once for all attempts instead. A
-    class that overrides the method decides for itself whether to notify them."""
-    return hasattr(getattr(kind, method), "__wrapped__")
+    """Whether DSPy's callbacks are notified around the method. If so, they are notified once for all attempts
+    instead. Other decorators of the user's are part of the model."""
+    code = getattr(getattr(kind, method), "__code__", None)
+    return code is not None and code.co_filename == with_callbacks.__code__.co_filename
 
 
 @cache
 def _bare(kind: Any, method: str) -> Any:
-    """A method without its callbacks."""
+    """A method without DSPy's callbacks."""
     function = getattr(kind, method)
-    return getattr(function, "__wrapped__", function)
+    return function.__wrapped__ if _is_told(kind, method) else function
 
 
 def _retried_by_dspy(lm: dspy.BaseLM) -> bool:
@@ -195,10 +201,10 @@ def _only_synchronous(lm: dspy.BaseLM) -> bool:
 @cache
 def _overrides_synchronous_half(kind: Any) -> bool:
     for part in kind.__mro__:
-        own = vars(part)
-        if "acall" in own or "aforward" in own:
+        defined = vars(part)
+        if "acall" in defined or "aforward" in defined:
             return False
-        if "__call__" in own or "forward" in own:
+        if "__call__" in defined or "forward" in defined:
             return True
     return False
 

@@ -25,14 +25,14 @@ class Price:
 Prices = Mapping[str, Price]
 
 
-def parse_prices(given: Mapping[str, Any]) -> dict[str, Price]:
+def parse_prices(prices: Mapping[str, Any]) -> dict[str, Price]:
     """Prices by model, from `Price`s, pairs (input, output) or `{"input": …, "output": …}`.
 
     Raises:
         ConfigurationError: a value has another form, or a price is negative.
     """
     found = {}
-    for model, value in given.items():
+    for model, value in prices.items():
         try:
             if isinstance(value, Mapping):
                 value = (value["input"], value["output"])
@@ -62,17 +62,17 @@ def price_of(lm: "dspy.BaseLM", prices: Prices) -> Price | None:
     return Price(1e6 * found["input_cost_per_token"], 1e6 * found["output_cost_per_token"])
 
 
-def most_output_tokens(lm: "dspy.BaseLM", asked: Mapping[str, Any] | None = None) -> int | None:
+def max_answer_tokens(lm: "dspy.BaseLM", asked: Mapping[str, Any] | None = None) -> int | None:
     """Maximum answer length in tokens, from the call, the LM or litellm's table; None if unknown."""
-    for given in (asked or {}, getattr(lm, "kwargs", None) or {}):
+    for settings in (asked or {}, getattr(lm, "kwargs", None) or {}):
         for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-            if given.get(name) is not None:
-                return int(given[name])
-    most = _listed(str(lm.model)).get("max_output_tokens")
-    return None if most is None else int(most)
+            if settings.get(name) is not None:
+                return int(settings[name])
+    limit = _listed(str(lm.model)).get("max_output_tokens")
+    return None if limit is None else int(limit)
 
 
-def most_input_tokens(texts: list[str]) -> int:
+def max_prompt_tokens(texts: list[str]) -> int:
     """An upper bound: no tokenizer makes more tokens from a text than it has bytes."""
     return sum(len(text.encode("utf-8", "replace")) + _PER_MESSAGE for text in texts)
 

@@ -23,8 +23,7 @@ from agentcore.tracking._connection import Held
 from agentcore.tracking._delivery import Delivery
 from agentcore.tracking._entries import DIGEST_TAG, Draft, Entries, RunRequest
 from agentcore.tracking._events import RunEnded
-from agentcore.tracking._gateway import Gateway
-from agentcore.tracking._queries import best_run_query
+from agentcore.tracking._gateway import Gateway, best_run_query
 from agentcore.tracking._requests import MODEL_TAG
 from agentcore.tracking._run_models import PROGRAM_TAG, model_drafts, model_names, scratch
 from agentcore.tracking._run_streams import RunStreams

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from agentcore.cli._console import note
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.journal import close_journals
 from agentcore.settings import MLflowConfig
@@ -112,6 +113,11 @@ def test_watching_delivers_what_comes_and_ends_on_sigterm(proxy, environment):
     assert watching.returncode == 0
     assert "stopped; undelivered entries stay in the journal" in output
     assert "Traceback" not in errors
+
+
+def test_a_note_prints_what_others_wrote_as_it_is(capsys):
+    note("refused: [/b] [redacted] [bold]")
+    assert capsys.readouterr().err == "note: refused: [/b] [redacted] [bold]\n"
 
 
 def test_looking_into_the_journal(proxy, environment):

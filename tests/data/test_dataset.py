@@ -86,7 +86,10 @@ def test_given_splits_refuse_a_shared_example():
         ([{"q": "a", "answer": None}], r"row 1, field 'answer': missing value"),
         ([{"q": " ", "answer": "b"}], r"row 1, field 'q': missing value"),
         ([{"q": float("nan"), "answer": "b"}], r"row 1, field 'q': nan is not a finite number"),
-        ([{"q": "a", "answer": object()}], r"row 1, field 'answer': a value of type object can't be stored as JSON"),
+        (
+            [{"q": "a", "answer": object()}],
+            r"row 1, field 'answer': a value of type object can't be stored as JSON",
+        ),
         ([{"two words": "a", "answer": "b"}], r"'two words' is not a valid Python identifier.*'two_words'"),
         ([{"a": 1, "b": 2}], r"can't tell inputs from outputs"),
     ],

@@ -1,11 +1,14 @@
 """A finished run's result, read back from the journal or from MLflow."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agentcore.dspy_optimization import OptimizationPipeline, OptimizationResult
 from agentcore.dspy_optimization.events import ResultRecorded
+from agentcore.dspy_optimization.optimizers.labeled_few_shot import LabeledFewShot
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ArtifactError, ConfigurationError
 from agentcore.journal import open_journal
@@ -82,3 +85,25 @@ def test_show_prints_it_as_json(config, command, monkeypatch):
     code, told = command("show", "zzz", "--json")
     assert (code, told.out) == (2, "")
     assert "no run 'zzz'" in told.err
+
+
+class Odd(LabeledFewShot):
+    """Reports what JSON can't represent."""
+
+    async def optimize(self, task):
+        task.details["odd"] = {"count": np.int64(3), "rate": float("nan"), 4: {Path("x")}, "kind": Path}
+        return await super().optimize(task)
+
+
+async def test_an_optimizer_may_report_anything(config, monkeypatch):
+    """It cost the paid-for result: the run ended as FAILED."""
+    monkeypatch.setattr("agentcore.dspy_optimization.optimizers.labeled_few_shot.LabeledFewShot", Odd)
+    pipeline = pipeline_for(config)
+    asked = request(algorithms=["labeled_few_shot"], optimizer_settings={})
+    made = await pipeline.run_optimization(asked, training_data=colours())
+    odd = made.optimization_details["odd"]
+    assert odd == {"count": 3, "rate": "nan", "4": ["x"], "kind": str(Path)}
+    await pipeline.flush(60)
+    assert same(await pipeline.result(made.run_id), made)
+    open_journal().discard(made.optimization_id)
+    assert same(await pipeline.result(made.run_id), made)

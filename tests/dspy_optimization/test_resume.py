@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from mlflow import MlflowClient
 
 from agentcore.dspy_optimization import OptimizationPipeline
-from agentcore.dspy_optimization.events import ExampleMeasured, TrialFinished
+from agentcore.dspy_optimization.events import ExampleMeasured, StageStarted, TrialFinished
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError, JournalError, LMUnavailableError, RunFinishedError
 from agentcore.journal import _leases as leases_module
@@ -22,6 +22,7 @@ from agentcore.journal import close_journals, open_journal
 from agentcore.lm import offline_lm
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import Delivery, program_state, stop_deliveries
+from agentcore.tracking._writer import RunWriter
 from tests.support import QUICK, AsyncClassifier, Classifier, colours, request
 from tests.support.job import CONCURRENCY
 
@@ -512,6 +513,52 @@ async def test_a_journal_that_fails_while_a_run_is_cancelled(config, monkeypatch
         while journal.stream(stream.id).working != "no":
             await asyncio.sleep(0.05)
     assert (await pipeline_for(config).resume(stream.id)).status == "completed"
+
+
+async def test_a_cancellation_stays_one_when_its_end_cannot_be_written(config, monkeypatch):
+    reached = asyncio.Event()
+    told, writers = [], []
+
+    def follow(event):
+        told.append(event.kind)
+        if event.kind == "baseline_measured":
+            reached.set()
+
+    def post(writer, events):
+        writers.append(writer)
+        real(writer, events)
+
+    real = RunWriter.post
+    monkeypatch.setattr(RunWriter, "post", post)
+    pipeline = pipeline_for(config, lm=offline_lm(latency=0.3), on_event=follow, max_concurrency=64)
+    task = asyncio.create_task(pipeline.run_optimization(request(), training_data=colours()))
+    await asyncio.wait_for(reached.wait(), 60)
+    await asyncio.sleep(0.05)  # the search's first calls take 0.3 s
+
+    def durably(group):
+        raise sa.exc.OperationalError("INSERT", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(open_journal()._writer, "_durably", durably)
+    real(writers[0], [StageStarted(optimization_id="x", stage="lost")])
+    async with asyncio.timeout(10):
+        while writers[0]._failed is None:
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert told[-1] == "run_finished"
+    assert told[-2] == "warning"
+
+
+async def test_a_resume_that_cannot_start_leaves_no_lease(config):
+    run_id = await stopped(config, ("baseline_measured", 1))
+
+    def sink(progress):
+        raise RuntimeError("broken")
+
+    with pytest.raises(RuntimeError, match="broken"):
+        await pipeline_for(config, on_progress=sink).resume(run_id)
+    assert (await pipeline_for(config).resume(run_id)).status == "completed"
 
 
 async def test_cancelling_a_resume_leaves_no_lease(config):

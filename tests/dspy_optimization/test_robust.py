@@ -297,10 +297,28 @@ def test_each_server_gets_the_credentials_of_its_own_configuration():
     assert sent("https://c.example/api") == "from the environment"
     assert sent("https://you:pw@d.example/api") == "Basic " + b64encode(b"you:pw").decode()
     assert sent("https://e.example/api") is None
+    # requests writes a host in lower case and in ASCII.
+    prepare_environment(MLflowConfig(tracking_uri="https://F.Example:443/", tracking_token="for f"))
+    prepare_environment(MLflowConfig(tracking_uri="https://bücher.example", tracking_token="for books"))
+    assert sent("https://f.example/api") == sent("https://F.EXAMPLE:443/api") == "Bearer for f"
+    assert sent("https://f.example:8443/api") is None
+    assert sent("https://bücher.example/api") == "Bearer for books"
+    with pytest.raises(ConfigurationError, match="already uses other credentials"):
+        prepare_environment(MLflowConfig(tracking_uri="https://f.example", tracking_token="of another user"))
     with pytest.raises(
         ConfigurationError, match=r"already uses other credentials for MLflow at https://a\.example"
     ):
         prepare_environment(MLflowConfig(tracking_uri="https://a.example", tracking_token="of another user"))
+
+
+def test_a_token_wins_over_another_servers_name_and_password(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "me")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "of the first server")
+    second = MLflowConfig(tracking_uri="https://second.example", tracking_token="for the second")
+    assert (second.tracking_username, second.tracking_password) == (None, None)
+    assert MLflowConfig().tracking_username == "me"
+    both = MLflowConfig(tracking_token="t", tracking_username="you", tracking_password="pw")
+    assert both.tracking_username == "you"
 
 
 async def test_a_request_that_is_none_is_a_configuration_error():

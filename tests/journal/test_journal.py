@@ -162,6 +162,19 @@ def test_a_lease_has_one_holder(journal, key):
     journal.advance(second, 0).result()
 
 
+def test_a_late_release_leaves_the_lease_of_another_process(journal, key):
+    """A pruned name starts again at epoch 1, for whoever takes it next."""
+    late = journal.acquire(key, "work").result()
+
+    def taken_by_another(connection):
+        connection.execute(schema.leases.update().where(schema.leases.c.stream == key).values(owner="other"))
+
+    journal._writer.submit(taken_by_another).result()
+    journal.release(late).result()
+    (row,) = journal._rows(sa.select(schema.leases).where(schema.leases.c.stream == key))
+    assert row.until_ms > 0
+
+
 def test_an_append_under_a_lost_lease_is_refused(journal, key):
     lease = journal.create(key, "optimization", "a run", DESTINATION, work=True).result()
     assert journal.append(key, [metric(1)], lease=lease).result() == 1

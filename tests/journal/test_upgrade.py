@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 import uuid
+from importlib.metadata import EntryPoint
 
 import pytest
 import sqlalchemy as sa
@@ -182,6 +183,15 @@ print(len(events), *rooms, *(name for name in ("dspy", "mlflow") if name in sys.
         "agentcore.dspy_optimization._plots",
         "agentcore.tracking._events",
     ]
+
+
+def test_a_package_whose_events_cannot_be_loaded_leaves_its_kinds_unknown(tmp_path, monkeypatch, caplog):
+    broken = EntryPoint("broken", "no.such.module", event_module.GROUP)
+    monkeypatch.setattr(event_module, "entry_points", lambda group: [broken])
+    event_module._load_rooms.cache_clear()
+    assert event_module.event_class("of_the_future") is None
+    assert "the events of no.such.module can't be loaded" in caplog.text
+    event_module._load_rooms.cache_clear()
 
 
 def test_a_kind_belongs_to_one_class():

@@ -30,7 +30,7 @@ from agentcore.lm import (
     unmanaged,
 )
 from agentcore.lm._limit import AdaptiveLimit
-from agentcore.lm._prices import most_output_tokens
+from agentcore.lm._prices import max_answer_tokens
 
 NO_CAPS = Amount()
 
@@ -268,8 +268,8 @@ def test_prices_are_the_users_then_litellms_then_unknown():
     assert price_of(lm, {"openai/gpt-4o-mini": Price(1, 2)}) == Price(1, 2)
     assert price_of(lm_of(Engine()), {}) is None
     assert price_of(offline_lm(), {}) == Price(0, 0)
-    assert most_output_tokens(lm) == 16384
-    assert most_output_tokens(dspy.LM("own/model", engine=Engine())) is None
+    assert max_answer_tokens(lm) == 16384
+    assert max_answer_tokens(dspy.LM("own/model", engine=Engine())) is None
 
 
 def test_a_price_is_two_numbers():
@@ -386,14 +386,14 @@ def test_a_schema_and_the_models_own_settings_are_in_the_most_that_a_call_can_ta
 
     control, _ = under(Amount(tokens=10))
     lm = lm_of(Engine())
-    plain = control.most(lm, "hello", None, {}).tokens
-    assert control.most(lm, "hello", None, {"response_format": Large}).tokens > plain + 10_000
+    plain = control.bound(lm, "hello", None, {}).tokens
+    assert control.bound(lm, "hello", None, {"response_format": Large}).tokens > plain + 10_000
     lm.kwargs["tools"] = "y" * 7000
-    assert control.most(lm, "hello", None, {}).tokens > plain + 7000
+    assert control.bound(lm, "hello", None, {}).tokens > plain + 7000
     lm.kwargs["api_key"] = "k" * 7000
-    assert control.most(lm, "hello", None, {}).tokens < plain + 8000
+    assert control.bound(lm, "hello", None, {}).tokens < plain + 8000
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y.png"}}]}]
-    assert control.most(lm, None, image, {}).tokens > 20_000
+    assert control.bound(lm, None, image, {}).tokens > 20_000
 
 
 def test_a_provider_that_wants_to_rest_for_hours_is_asked_again_after_a_minute():

@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+import functools
+import time
 from types import SimpleNamespace as Box
 
 import cloudpickle
@@ -208,6 +210,59 @@ async def test_an_adapters_messages_are_not_warned_of_and_a_users_are():
     assert await ask(lm, "task") == "x"
     with pytest.raises(DeprecationWarning, match="message dictionaries"):
         await lm.acall(messages=[{"role": "user", "content": "hello"}])
+
+
+class Slow(Plain):
+    def forward(self, prompt=None, messages=None, **kwargs):
+        self.asked.append("began")
+        time.sleep(0.2)
+        return completion()
+
+
+@legacy
+async def test_of_a_synchronous_model_cancelled_calls_that_wait_are_not_made():
+    control, meter = under(concurrency=1)
+    lm = manage(control, Slow())
+    with dspy.context(lm=lm):
+        tasks = [asyncio.create_task(program.acall(question=str(number))) for number in range(5)]
+        await asyncio.sleep(0.1)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert await ask(lm, "task") == "x"
+    assert len(lm.asked) == 2
+    assert meter.total.calls <= 2
+
+
+def twice(function):
+    @functools.wraps(function)
+    def retried(*arguments, **kwargs):
+        try:
+            return function(*arguments, **kwargs)
+        except RuntimeError:
+            return function(*arguments, **kwargs)
+
+    return retried
+
+
+class Decorated(Plain):
+    """Its own decorator is part of it, unlike DSPy's around the callbacks."""
+
+    @twice
+    def __call__(self, prompt=None, messages=None, **kwargs):
+        self.asked.append("call")
+        if len(self.asked) == 1:
+            raise RuntimeError("flaky")
+        return ["[[ ## answer ## ]]\nx\n\n[[ ## completed ## ]]"]
+
+
+@legacy
+@pytest.mark.parametrize("how", ["thread", "task"])
+async def test_a_users_own_decorator_is_kept(how):
+    control, _ = under()
+    lm = manage(control, Decorated())
+    assert await ask(lm, how) == "x"
+    assert lm.asked == ["call", "call"]
 
 
 @pytest.mark.parametrize("kind", [Classifier, AsyncClassifier])

@@ -165,7 +165,7 @@ class _Described:
 
             place = f"{plan.predictor}-{plan.demo_set}"
             for name in ("describe_program", "describe_module"):
-                setattr(generator, name, self._kept(f"{name}-{place}", getattr(generator, name)))
+                setattr(generator, name, self._recorded(f"{name}-{place}", getattr(generator, name)))
             generator.generate_module_instruction = generate
             lm = task.prompt_lm.copy(rollout_id=plan.rollout, temperature=_TEMPERATURE)
             with task.stage("proposals"), dspy.context(lm=lm):
@@ -183,14 +183,14 @@ class _Described:
 
         return await task.in_thread(ask)
 
-    def _kept(self, step: str, predictor: Any) -> Any:
+    def _recorded(self, step: str, predictor: Any) -> Any:
         """Wrap a predictor so that its answer is saved as a step of the run."""
         task = self.task
-        kept = task.prefix + step
+        key = task.prefix + step
 
         def ask(max_depth: Any = None, **inputs: Any) -> Any:  # DSPy passes it; the signature lacks it
-            if kept in task.steps:
-                return dspy.Prediction(**task.steps[kept])
+            if key in task.steps:
+                return dspy.Prediction(**task.steps[key])
             with task.slot():
                 made = predictor(**inputs)
 

@@ -77,13 +77,13 @@ class Several:
         for optimizer in self.optimizers:
             before = len(task.trials)
             await optimizer.optimize(task.part(optimizer.name))
-            own = max(
+            best = max(
                 task.trials[before:],
                 key=lambda item: (not item.stopped, item.examples, item.score, -item.number),
             )
             # An optimizer may validate on part of the split: compare the winners on all of it.
             whole = task.validation.examples
-            scores[optimizer.name] = await task.score(own.program, whole, full=True)
+            scores[optimizer.name] = await task.score(best.program, whole, full=True)
             task.details["algorithms"] = {
                 "best_validation_score": dict(scores),
                 "winner": max(scores, key=lambda name: scores[name]),

@@ -31,10 +31,10 @@ class MIPROv2Settings(OptimizerSettings):
 
     @model_validator(mode="after")
     def _one_way_to_say_how_much(self) -> "MIPROv2Settings":
-        given = self.num_candidates is not None, self.num_trials is not None
-        if self.auto is not None and any(given):
+        sizes = self.num_candidates is not None, self.num_trials is not None
+        if self.auto is not None and any(sizes):
             raise ValueError("num_candidates and num_trials need auto=None")
-        if self.auto is None and not all(given):
+        if self.auto is None and not all(sizes):
             raise ValueError("auto=None needs num_candidates and num_trials")
         if self.max_labeled_demos and not self.max_bootstrapped_demos:
             raise ValueError(

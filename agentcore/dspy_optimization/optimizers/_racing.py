@@ -97,8 +97,8 @@ class Race:
             if key in self.candidates:
                 self.duplicates += 1
             else:
-                given = {} if params is None else params[number]
-                self.candidates[key] = Candidate(len(self.candidates), given, program)
+                values = {} if params is None else params[number]
+                self.candidates[key] = Candidate(len(self.candidates), values, program)
             found.append(self.candidates[key])
         return found
 
@@ -146,13 +146,13 @@ class Race:
     ) -> list[Candidate]:
         able = [item for item in rivals if len(item.scores) >= size]
         leader = max(able, key=lambda item: (item.mean(size), -item.number))
-        kept = []
+        contenders = []
         for item in running:
             if item is not leader and await run_in_thread(partial(self.beaten, item, leader, size)):
                 item.stopped = True
             else:
-                kept.append(item)
-        return kept
+                contenders.append(item)
+        return contenders
 
     def beaten(self, item: Candidate, leader: Candidate, size: int) -> bool:
         pairs = zip(item.scores[:size], leader.scores[:size], strict=True)

@@ -26,8 +26,8 @@ class GEPASettings(OptimizerSettings):
 
     @model_validator(mode="after")
     def _one_way_to_say_how_much(self) -> "GEPASettings":
-        given = [self.auto, self.max_full_evals, self.max_metric_calls]
-        if sum(value is not None for value in given) != 1:
+        limits = [self.auto, self.max_full_evals, self.max_metric_calls]
+        if sum(value is not None for value in limits) != 1:
             raise ValueError(
                 "set exactly one of auto, max_full_evals and max_metric_calls (the last two need auto=None)"
             )
@@ -45,13 +45,13 @@ class GEPA(BaseOptimizer[GEPASettings]):
         if settings.auto is not None:
             # DSPy's own formula, which needs neither metric nor model.
             sized = dspy.GEPA.auto_budget
-            most = sized(None, predictors, AUTO_RUN_SETTINGS[settings.auto]["n"], len(validation))
+            budget = sized(None, predictors, AUTO_RUN_SETTINGS[settings.auto]["n"], len(validation))
         elif settings.max_full_evals is not None:
-            most = settings.max_full_evals * (len(train) + len(validation))
+            budget = settings.max_full_evals * (len(train) + len(validation))
         else:
-            most = settings.max_metric_calls or 0
-        reflections = most // (2 * settings.reflection_minibatch_size)
-        return WorkEstimate(proposals=reflections, trials=most + 2 * len(validation), chain=3 * reflections)
+            budget = settings.max_metric_calls or 0
+        reflections = budget // (2 * settings.reflection_minibatch_size)
+        return WorkEstimate(proposals=reflections, trials=budget + 2 * len(validation), chain=3 * reflections)
 
     async def optimize(self, task: SearchTask) -> dspy.Module:
         task.space({}, {}, 0)

@@ -170,8 +170,8 @@ class _Search:
         choices: dict[str, int] = {}
         frozen = self.task.frozen
         for number, name in enumerate(self.names):
-            kept = name in frozen.instructions
-            choices[f"{number}_predictor_instruction"] = 1 if kept else shape.instructions
+            frozen_here = name in frozen.instructions
+            choices[f"{number}_predictor_instruction"] = 1 if frozen_here else shape.instructions
             if not shape.zeroshot:
                 choices[f"{number}_predictor_demos"] = 1 if name in frozen.demos else len(shape.demos)
         space = SearchSpace(choices, self.ready, self.build)

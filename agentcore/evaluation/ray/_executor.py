@@ -18,8 +18,7 @@ from dspy.dsp.utils.settings import DEFAULT_CONFIG
 from agentcore._redaction import first_line
 from agentcore._threads import run_in_thread
 from agentcore.errors import ConfigurationError, ExecutorError
-from agentcore.evaluation._executor import Ran, Runner
-from agentcore.evaluation._failures import first_error
+from agentcore.evaluation._executor import Ran, Runner, first_error
 from agentcore.evaluation.ray._example import Attempt, ExampleOnRay, result_of
 from agentcore.evaluation.ray._start import connect
 from agentcore.evaluation.ray._wire import Outcome, dump
@@ -306,15 +305,15 @@ class _Cluster:
     async def empty(self, chosen: _Worker) -> bool:
         """Reserve a worker for one example once the others on it are done; False if it died meanwhile."""
         chosen.alone = True
-        kept = False
+        usable = False
         try:
             await self._changed.wait_for(lambda: not chosen.ready or chosen.running == 0)
-            kept = chosen.ready
+            usable = chosen.ready
         finally:
-            if not kept:
+            if not usable:
                 chosen.alone = False
                 self._changed.notify_all()
-        return kept
+        return usable
 
     def _tell_soon(self) -> None:
         async def tell() -> None:

@@ -48,27 +48,27 @@ class WorkerLM(dspy.BaseLM):
     def __init__(self, model: Model) -> None:
         super().__init__(model.name, model.type, cache=model.cache)
         self.kwargs = dict(model.kwargs)
-        self._given = model
+        self._original = model
 
     @property
     def supports_function_calling(self) -> bool:
-        return bool(self._given.abilities["supports_function_calling"])
+        return bool(self._original.abilities["supports_function_calling"])
 
     @property
     def supports_reasoning(self) -> bool:
-        return bool(self._given.abilities["supports_reasoning"])
+        return bool(self._original.abilities["supports_reasoning"])
 
     @property
     def supports_response_schema(self) -> bool:
-        return bool(self._given.abilities["supports_response_schema"])
+        return bool(self._original.abilities["supports_response_schema"])
 
     @property
     def supported_params(self) -> set[str]:
-        return set(self._given.abilities["supported_params"])
+        return set(self._original.abilities["supported_params"])
 
     @property
     def supports_decision_requests(self) -> bool:
-        return bool(self._given.abilities["supports_decision_requests"])
+        return bool(self._original.abilities["supports_decision_requests"])
 
     def __call__(self, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
         return self._ask(True, prompt, messages, kwargs).result()
@@ -82,15 +82,15 @@ class WorkerLM(dspy.BaseLM):
         changed = {
             key: value
             for key, value in self.kwargs.items()
-            if key not in self._given.kwargs or self._given.kwargs[key] != value
+            if key not in self._original.kwargs or self._original.kwargs[key] != value
         }
-        changed |= dict.fromkeys(self._given.kwargs.keys() - self.kwargs.keys())
-        if self.cache != self._given.cache:
+        changed |= dict.fromkeys(self._original.kwargs.keys() - self.kwargs.keys())
+        if self.cache != self._original.cache:
             changed["cache"] = self.cache
-        if (self.model, self.model_type) != (self._given.name, self._given.type):
+        if (self.model, self.model_type) != (self._original.name, self._original.type):
             raise UnknownModel(_REFUSED.format(self.model))
         asked: Asked = (prompt, messages, {**changed, **kwargs})
-        return example.ask(self._given.number, blocking, asked)
+        return example.ask(self._original.number, blocking, asked)
 
 
 class _OnlyKnownModels(BaseCallback):
@@ -156,7 +156,7 @@ class Worker:
                     self._programs.popitem(last=False)
             self._programs.move_to_end(digest)
             program, settings = self._programs[digest]
-            given = cloudpickle.loads(inputs)
+            values = cloudpickle.loads(inputs)
         except Exception as error:  # noqa: BLE001 - importing the user's code may raise anything
             return Outcome(
                 unable=f"{type(error).__name__}: {first_line(error)}. Give the workers the program's code: "
@@ -165,7 +165,7 @@ class Worker:
         example = self._examples[number] = _RunningExample(self, number)
         trace: list[Any] | None = [] if tracing else None
         try:
-            ran = await self._in_programs_loop(self._predict(program, settings, example, given, trace))
+            ran = await self._in_programs_loop(self._predict(program, settings, example, values, trace))
         except asyncio.CancelledError:
             example.stop()
             raise
@@ -225,9 +225,9 @@ class Worker:
         inputs: Any,
         trace: list[Any] | None,
     ) -> Ran:
-        own = {"agentcore_example": example, "callbacks": [_OnlyKnownModels()]}
+        markers = {"agentcore_example": example, "callbacks": [_OnlyKnownModels()]}
         try:
-            with dspy.context(**settings, **own):
+            with dspy.context(**settings, **markers):
                 return await call_program(program, inputs, trace=[] if trace is None else trace)
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
