@@ -40,7 +40,11 @@ class Redactor:
         It redacts only unmistakable secrets. If a password is an ordinary word, redacting that word in an
         example would change the measurement and make the run impossible to resume.
         """
-        made = Redactor(filter(_not_words, self._given), unmistakable=True)
+        return Redactor(filter(_not_words, self._given), unmistakable=True).snapshot()
+
+    def snapshot(self) -> "Redactor":
+        """A redactor of the same secrets, with a snapshot of the current environment."""
+        made = Redactor(self._given, unmistakable=self._unmistakable)
         made._snapshot = made._named()
         return made
 

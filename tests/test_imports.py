@@ -1,7 +1,9 @@
 """What an import may cost: MLflow takes 6-10 s, DSPy 2-3 s."""
 
+import importlib
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -36,6 +38,7 @@ def test_help_loads_little_more_than_typer(arguments):
     """A bare typer command takes about 0.14 s here, and most of that is typer itself."""
     script = f"""
 import sys
+import types
 sys.argv = ['agentcore', *{arguments!r}]
 import typer.main
 before = set(sys.modules)
@@ -64,6 +67,7 @@ def test_commands_that_optimize_nothing_load_no_dspy(config, monkeypatch, argume
     tracker.sync.end_run()
     script = f"""
 import sys
+import types
 sys.argv = ['agentcore', *{arguments!r}]
 from agentcore.cli import main
 code = 0
@@ -81,6 +85,28 @@ def test_litellm_is_kept_from_the_network():
     code = "import agentcore, os; print(os.environ['LITELLM_LOCAL_MODEL_COST_MAP'])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "True"
+
+
+def documented(thing):
+    """What a public class's readers would miss: its own docstring, and those of the methods it adds."""
+    yield thing.__qualname__, thing.__doc__ if not isinstance(thing, type) else vars(thing).get("__doc__")
+    if isinstance(thing, type):
+        for name, method in vars(thing).items():
+            inherited = any(hasattr(base, name) for base in thing.__mro__[1:])
+            if isinstance(method, types.FunctionType) and not name.startswith("_") and not inherited:
+                yield f"{thing.__qualname__}.{name}", method.__doc__
+
+
+def test_every_public_name_has_a_docstring():
+    missing = set()
+    optimization = ".dspy_optimization", ".dspy_optimization.events", ".dspy_optimization.optimizers"
+    for room in ("", *optimization, ".tracking", ".evaluation", ".data", ".lm", ".journal", ".doctor"):
+        module = importlib.import_module(f"agentcore{room}")
+        for name in module.__all__:
+            thing = getattr(module, name)
+            if getattr(thing, "__module__", "").startswith("agentcore") and hasattr(thing, "__qualname__"):
+                missing |= {label for label, text in documented(thing) if not text}
+    assert not missing
 
 
 def test_every_public_name_loads():

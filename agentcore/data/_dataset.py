@@ -131,6 +131,7 @@ class Dataset(Sequence[Example]):
         )
 
     def rows(self) -> list[dict[str, Any]]:
+        """The examples as dicts, one per example, with inputs and labels."""
         return [dict(item.values) for item in self.examples]
 
     def dspy(self) -> list[Any]:
@@ -138,11 +139,17 @@ class Dataset(Sequence[Example]):
         return [item.dspy for item in self.examples]
 
     def with_inputs(self, input_fields: Sequence[str]) -> "Dataset":
+        """The same examples with other input fields.
+
+        Raises:
+            DataError: a name is not a field, or no field remains as an output.
+        """
         return Dataset.from_rows(
             self.rows(), input_fields=input_fields, name=self.name, description=self.description
         )
 
     def part(self, suffix: str, examples: Sequence[Example]) -> "Dataset":
+        """A dataset of some of the examples, named `{name}-{suffix}`."""
         return Dataset(f"{self.name}-{suffix}", tuple(examples), self.input_fields, self.description)
 
     def split(self, *, seed: int = 0, fractions: tuple[float, float, float] = DEFAULT_FRACTIONS) -> Splits:

@@ -21,4 +21,5 @@ class Finding:
     advice: str = ""
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
         return asdict(self)

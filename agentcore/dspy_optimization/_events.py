@@ -29,6 +29,8 @@ class JobRecorded(OptimizationEvent):
 
 
 class RunStarted(OptimizationEvent):
+    """The run began."""
+
     kind: Literal["run_started"] = "run_started"
     run_id: str | None
     target_type: str
@@ -38,6 +40,8 @@ class RunStarted(OptimizationEvent):
 
 
 class RunResumed(OptimizationEvent):
+    """Another process continues the run, after `trials` finished trials."""
+
     kind: Literal["run_resumed"] = "run_resumed"
     trials: int = 0
     """Trials finished by earlier processes."""
@@ -46,6 +50,8 @@ class RunResumed(OptimizationEvent):
 
 
 class StageStarted(OptimizationEvent):
+    """A stage of the run began."""
+
     kind: Literal["stage_started"] = "stage_started"
     stage: str
 
@@ -81,6 +87,8 @@ class SpendCounted(OptimizationEvent):
 
 
 class BaselineMeasured(OptimizationEvent):
+    """The original program was measured on the test split."""
+
     kind: Literal["baseline_measured"] = "baseline_measured"
     metrics: dict[str, float | None]
 
@@ -94,6 +102,8 @@ class CandidateProposed(OptimizationEvent):
 
 
 class TrialFinished(OptimizationEvent):
+    """A candidate was scored."""
+
     kind: Literal["trial_finished"] = "trial_finished"
     trial: int
     score: float
@@ -109,6 +119,8 @@ class TrialFinished(OptimizationEvent):
 
 
 class WinnerMeasured(OptimizationEvent):
+    """The winner was measured on the test split."""
+
     kind: Literal["winner_measured"] = "winner_measured"
     metrics: dict[str, float | None]
     improvement: float
@@ -123,11 +135,15 @@ class ResultRecorded(OptimizationEvent):
 
 
 class WarningRaised(OptimizationEvent):
+    """Something the user should know."""
+
     kind: Literal["warning"] = "warning"
     message: str
 
 
 class RunFinished(OptimizationEvent):
+    """The run ended, one way or another."""
+
     kind: Literal["run_finished"] = "run_finished"
     status: Literal["completed", "failed", "cancelled", "budget_exhausted"]
     error: str | None = None

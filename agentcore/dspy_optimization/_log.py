@@ -44,6 +44,7 @@ class Progress:
         return time.monotonic() - self.started
 
     def begin(self, stage: str, total: int = 0) -> None:
+        """Start a stage of `total` examples; 0 if their number is unknown."""
         self.stage, self.done, self.total = stage, 0, total
 
 

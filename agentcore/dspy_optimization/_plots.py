@@ -12,6 +12,8 @@ _INK, _MUTED, _ACCENT = "#1f2933", "#9aa5b1", "#0b7285"
 
 
 class TrialPoint(BaseModel):
+    """One trial as it is plotted: its validation score, and the best score so far."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     trial: int

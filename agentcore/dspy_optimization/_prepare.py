@@ -125,7 +125,7 @@ def _secrets_in(job: Job) -> list[str]:
         DataError: a row or the prompt contains an unmistakable secret. Redacting it would make the run
             impossible to resume; keeping it would send it to MLflow.
     """
-    redactor = Redactor(job.secrets)
+    redactor = Redactor(job.secrets).snapshot()
     unmistakable, warnings = redactor.for_content(), dict[str, str]()
     places = [
         *((f"{job.data.name}, row {number}", dict(item.values)) for number, item in enumerate(job.data, 1)),

@@ -85,6 +85,7 @@ class OptimizationRequest(_Strict):
         return run_name("opt", self.target.type, self.target.id)
 
     def run_tags(self) -> dict[str, str]:
+        """The tags that every run of this request carries."""
         return {"target_type": self.target.type, "target_id": self.target.id}
 
 

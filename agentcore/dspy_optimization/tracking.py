@@ -48,6 +48,7 @@ class MLflowTracker(RunTracker):
     async def log_optimized_metrics(
         self, metrics: "PerformanceMetrics", *, run_id: str | None = None
     ) -> None:
+        """Log the optimized program's metrics as `optimized_…`."""
         await self._log(self._run(run_id), self.entries.performance("optimized_", metrics))
 
     async def log_improvement_metrics(

@@ -51,9 +51,11 @@ class Local:
 
     @asynccontextmanager
     async def open(self, at_once: int) -> AsyncIterator["Local"]:
+        """Nothing to start."""
         yield self
 
     async def prepare(self, program: dspy.Module) -> Runner:
+        """Runs the program as it is, without a copy."""
         return partial(call_program, program)
 
 

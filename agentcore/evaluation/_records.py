@@ -42,6 +42,7 @@ class ExampleRecord:
     failed: Literal["lm", "program"] | None = None
 
     def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
 

@@ -148,6 +148,7 @@ class Journal:
         self._keeper.give_up(lease)
 
     def release(self, lease: Lease) -> "Future[None]":
+        """Release a lease; the future is done once that is durable."""
         self._keeper.drop(lease)
         return self._writer.submit(lambda connection: release(connection, lease))
 
@@ -249,6 +250,7 @@ class Journal:
         return next((decode(row.kind, row.body) for row in self._rows(query)), None)
 
     def stream(self, stream: str) -> Stream | None:
+        """One run by its journal id; None if there is none."""
         return next(iter(self._streams(streams.c.id == stream)), None)
 
     def streams(self, destination: str | None = None) -> list[Stream]:
@@ -340,6 +342,7 @@ class Journal:
         self._writer.submit(lambda connection: _remove(connection, stream)).result()
 
     def close(self) -> None:
+        """Write what is queued, stop the threads and close the database."""
         self._keeper.close()
         self._writer.close()
         self._engine.dispose()

@@ -93,6 +93,7 @@ class Control:
         return reservation.give_back
 
     def limit_of(self, lm: "dspy.BaseLM") -> AdaptiveLimit:
+        """The concurrency limit of a model, shared by its copies."""
         with self._lock:
             return self.limits.setdefault(str(lm.model), AdaptiveLimit(self.max_concurrency))
 

@@ -23,6 +23,7 @@ class Amount:
         return cls(spend.calls, spend.total_tokens, spend.known_cost_usd)
 
     def plus(self, other: "Amount") -> "Amount":
+        """The sum; None counts as 0."""
         return Amount(
             (self.calls or 0) + (other.calls or 0),
             (self.tokens or 0) + (other.tokens or 0),
@@ -30,6 +31,7 @@ class Amount:
         )
 
     def times(self, factor: float) -> "Amount":
+        """The multiple; None counts as 0."""
         return Amount((self.calls or 0) * factor, (self.tokens or 0) * factor, (self.usd or 0) * factor)
 
     def __bool__(self) -> bool:

@@ -50,6 +50,7 @@ class Spend:
         return None if self.unpriced_calls else self.known_cost_usd
 
     def plus(self, call: CallRecord) -> "Spend":
+        """This spend with one more call."""
         if call.cache_hit:
             return replace(self, cache_hits=self.cache_hits + 1)
         return replace(
@@ -155,6 +156,7 @@ class Meter:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Charge LM calls within the block to a stage."""
         sink, own = self._sink(name), list(self._sinks.values())
         callers = [item for item in dspy.settings.caller_modules or [] if item not in own]
         with _calling([*callers, sink], agentcore_prices=self.prices):

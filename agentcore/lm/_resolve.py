@@ -73,6 +73,7 @@ def resolve_lm(lm: "dspy.BaseLM | str | None" = None) -> "dspy.BaseLM":
 
 
 def is_offline(lm: Any) -> bool:
+    """Whether a model is the offline engine."""
     return str(getattr(lm, "model", "")).startswith("offline/")
 
 

@@ -36,9 +36,13 @@ DIGEST_TAG = "agentcore.sha256."
 class RunRequest(Protocol):
     """Supplies a run's default name and tags, e.g. an `OptimizationRequest`."""
 
-    def run_name(self) -> str: ...
+    def run_name(self) -> str:
+        """A default name for the run."""
+        ...
 
-    def run_tags(self) -> dict[str, str]: ...
+    def run_tags(self) -> dict[str, str]:
+        """Default tags for the run."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,12 @@ class Entries:
         return [MetricsLogged(metrics=known, step=step)] if known else []
 
     def params(self, values: Mapping[str, Any]) -> list[Draft]:
+        """Parameters; None is left out, and long values are shortened."""
         found = {key: self.clean(value, _MAX_PARAM) for key, value in values.items() if value is not None}
         return [ParamsLogged(params=found)] if found else []
 
     def tags(self, values: Mapping[str, Any]) -> list[Draft]:
+        """Tags; long values are shortened."""
         found = {key: self.clean(value, _MAX_TAG) for key, value in values.items()}
         return [TagsSet(tags=found)] if found else []
 
@@ -109,6 +115,7 @@ class Entries:
         return text if len(text) <= limit else text[: limit - 1] + "…"
 
     def text(self, path: str, text: str) -> list[Draft]:
+        """A text artifact."""
         return self.file_as_it_is(path, encodable(self.redactor.text(text)).encode())
 
     def json(self, path: str, content: Any, *, redactor: Redactor | None = None) -> list[Draft]:

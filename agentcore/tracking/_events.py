@@ -15,6 +15,8 @@ class TrackingEvent(Event):
 
 
 class RunCreated(TrackingEvent):
+    """The run to create in MLflow; the first entry of its stream."""
+
     kind: Literal["run_created"] = "run_created"
     name: str
     tags: dict[str, str]
@@ -31,16 +33,22 @@ class MetricsLogged(TrackingEvent):
 
 
 class ParamsLogged(TrackingEvent):
+    """Parameters of a run."""
+
     kind: Literal["params_logged"] = "params_logged"
     params: dict[str, str]
 
 
 class TagsSet(TrackingEvent):
+    """Tags of a run."""
+
     kind: Literal["tags_set"] = "tags_set"
     tags: dict[str, str]
 
 
 class DatasetUsed(BaseModel):
+    """A dataset that a run used."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
@@ -50,11 +58,15 @@ class DatasetUsed(BaseModel):
 
 
 class InputsLogged(TrackingEvent):
+    """Datasets of a run."""
+
     kind: Literal["inputs_logged"] = "inputs_logged"
     datasets: list[DatasetUsed]
 
 
 class ArtifactLogged(TrackingEvent):
+    """A file to upload, stored as a payload."""
+
     kind: Literal["artifact_logged"] = "artifact_logged"
     path: str
     """Within the run's artifacts: `models/optimized_model.json`."""
@@ -93,6 +105,8 @@ class FilesRendered(TrackingEvent):
 
 
 class RunEnded(TrackingEvent):
+    """The run ended. `interim`: it may be resumed."""
+
     kind: Literal["run_ended"] = "run_ended"
     status: Literal["FINISHED", "FAILED", "KILLED"]
     interim: bool = False

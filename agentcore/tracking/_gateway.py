@@ -44,6 +44,7 @@ class Gateway:
         return await self.call(lambda client: get_or_create_experiment(client, name, location))
 
     async def get_run(self, run_id: str) -> "Run":
+        """One run by its MLflow id."""
         return await self.call(lambda client: client.get_run(run_id))
 
     async def search_runs(

@@ -240,9 +240,11 @@ class RunTracker:
         await self._log(self._run(run_id), self.entries.metrics(metrics, step))
 
     async def log_params(self, params: Mapping[str, Any], *, run_id: str | None = None) -> None:
+        """Log parameters as text; None is left out. MLflow refuses to change a logged one."""
         await self._log(self._run(run_id), self.entries.params(params))
 
     async def set_tags(self, tags: Mapping[str, Any], *, run_id: str | None = None) -> None:
+        """Set tags as text, replacing earlier values."""
         await self._log(self._run(run_id), self.entries.tags(tags))
 
     async def log_input(self, data: Dataset, context: str = "training", *, run_id: str | None = None) -> None:

@@ -66,7 +66,9 @@ class Optimizer(Protocol):
         """Upper bound on the work of a search, for an estimate before it starts."""
         ...
 
-    async def optimize(self, task: SearchTask) -> "dspy.Module": ...
+    async def optimize(self, task: SearchTask) -> "dspy.Module":
+        """Search, and return the program to keep."""
+        ...
 
 
 class OptimizerSettings(BaseModel):
@@ -89,7 +91,9 @@ class BaseOptimizer(Generic[S]):
         self._settings: S = self.settings_type(**settings)  # type: ignore[assignment]  # the subclass's own
 
     def settings(self) -> dict[str, Any]:
+        """The settings in effect, JSON values only."""
         return self._settings.model_dump()
 
     def work(self, train: Dataset, validation: Dataset, predictors: int) -> WorkEstimate:
+        """What the search takes at most; unknown unless overridden."""
         return WorkEstimate(unknown=(self.name,))

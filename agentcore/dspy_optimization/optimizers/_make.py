@@ -19,6 +19,7 @@ GROUP = "agentcore.optimizers"
 
 
 def available_optimizers() -> list[str]:
+    """Names of the registered optimizers."""
     return sorted(entry_points(group=GROUP).names)
 
 
@@ -62,17 +63,20 @@ class Several:
         return all(item.freezes for item in self.optimizers)
 
     def settings(self) -> dict[str, Any]:
+        """The settings of all optimizers, prefixed with their names."""
         return {
             f"{item.name}.{key}": value for item in self.optimizers for key, value in item.settings().items()
         }
 
     def work(self, train: Dataset, validation: Dataset, predictors: int) -> WorkEstimate:
+        """The sum of what the optimizers take."""
         total = WorkEstimate()
         for item in self.optimizers:
             total = total.plus(item.work(train, validation, predictors))
         return total
 
     async def optimize(self, task: SearchTask) -> "dspy.Module":
+        """Run the optimizers one after the other; the best on validation wins."""
         scores: dict[str, float] = {}
         for optimizer in self.optimizers:
             before = len(task.trials)

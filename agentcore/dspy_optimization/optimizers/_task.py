@@ -235,6 +235,7 @@ class SearchTask:
     # Reporting
 
     async def durable(self) -> None:
+        """Wait until everything reported so far is in the journal."""
         await self.log.durable()
 
     async def step(
