@@ -54,6 +54,9 @@ class Settings(_EnvSettings):
     """`AGENTCORE_JOURNAL_KEEP_DAYS`: days to keep a run in the journal after it is delivered to MLflow."""
     max_artifact_mb: float = Field(default=256.0, gt=0)
     """`AGENTCORE_MAX_ARTIFACT_MB`: the size limit for logged artifacts, in MiB."""
+    trusted_modules: str = ""
+    """`AGENTCORE_TRUSTED_MODULES`: the packages, separated by commas, that loading a stored program may
+    import; empty for any outside the standard library."""
 
     @field_validator("journal_url")
     @classmethod

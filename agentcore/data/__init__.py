@@ -1,6 +1,7 @@
 """Labelled examples: loading, digests and splits."""
 
 from agentcore.data._builtin import BUILTIN_DATASETS, load_builtin
+from agentcore.data._check import check_inputs
 from agentcore.data._dataset import Dataset, Example, Split, Splits, given_splits
 from agentcore.data._load import load_dataset
 
@@ -10,6 +11,7 @@ __all__ = [
     "Example",
     "Split",
     "Splits",
+    "check_inputs",
     "given_splits",
     "load_builtin",
     "load_dataset",

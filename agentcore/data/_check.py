@@ -4,7 +4,7 @@ import json
 import keyword
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from agentcore.errors import DataError
@@ -79,6 +79,20 @@ def resolve_input_fields(fields: tuple[str, ...], input_fields: InputFields, nam
 
 _DSPYS_OWN = ("base", "self")
 """Names that `dspy.Example(**fields)` reserves."""
+_ARGUMENTS = frozenset(
+    {"config", "demos", "lm", "max_iters", "new_signature", "prediction", "signature", "_trace"}
+)
+"""Inputs that DSPy's modules take for their own arguments: `config` could send the calls, and the API key, to
+an address that a row names."""
+
+
+def check_inputs(names: Iterable[Any], name: str) -> None:
+    """Raise `DataError` if an input's name is one of DSPy's own arguments."""
+    if taken := sorted(_ARGUMENTS & set(names)):
+        raise DataError(
+            f"{name}: DSPy takes an input named {', '.join(taken)} for its own argument, so data could "
+            "change how the model is called. Rename the field"
+        )
 
 
 def _check_name(field: Any, name: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from agentcore.data._check import InputFields, check_rows, resolve_input_fields
+from agentcore.data._check import InputFields, check_inputs, check_rows, resolve_input_fields
 from agentcore.errors import DataError
 
 Split = Literal["train", "validation", "test"]
@@ -76,13 +76,16 @@ class Splits(NamedTuple):
 class Dataset(Sequence[Example]):
     """Examples that all have the same fields.
 
-    Build one with `Dataset.from_rows` or `load_dataset`; the constructor does not check its examples.
+    Build one with `Dataset.from_rows` or `load_dataset`; the constructor checks only the inputs' names.
     """
 
     name: str
     examples: tuple[Example, ...]
     input_fields: tuple[str, ...]
     description: str = field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        check_inputs(self.input_fields, self.name)
 
     @classmethod
     def from_rows(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,40 @@ from typing import Any
 from agentcore.errors import ArtifactError
 
 FORMAT = "agentcore-program/1"
+NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def model_files(name: str) -> frozenset[str]:
+    """The names of a model's files; raises `ArtifactError` if `name` could be more than a file's name."""
+    if not NAME.fullmatch(name):
+        raise ArtifactError(
+            f"{name!r} is not a model's name: use letters, digits, dots, dashes and underscores"
+        )
+    return frozenset({f"{name}.json", f"{name}_metadata.json", f"{name}.pkl"})
+
+
+def recorded_digests(text: str, name: str) -> dict[str, str]:
+    """The digests that a run's tag records, which anybody who may write to MLflow can change.
+
+    Raises:
+        ArtifactError: they are not those of the model's files.
+    """
+    try:
+        digests = json.loads(text)
+    except ValueError:
+        digests = None
+    known = model_files(name)
+    if (
+        not isinstance(digests, dict)
+        or not digests.keys() <= known
+        or not all(isinstance(digest, str) and _DIGEST.fullmatch(digest) for digest in digests.values())
+    ):
+        raise ArtifactError(
+            f"the digests of model {name!r} on the run are not those of a model's files "
+            f"({', '.join(sorted(known))}): somebody changed the tag. Don't load the model"
+        )
+    return digests
 
 
 def read_manifest(directory: Path, name: str, digests: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -6,8 +6,7 @@ import io
 import json
 import logging
 import platform
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -17,10 +16,16 @@ import dspy
 from dspy.utils.saving import get_dependency_versions
 from pydantic import SecretStr
 
-from agentcore._imports import import_object
 from agentcore._redaction import Redactor, encodable, first_line
 from agentcore.errors import ArtifactError, ConfigurationError
-from agentcore.tracking._manifest import FORMAT, checked_bytes, read_manifest
+from agentcore.tracking._manifest import FORMAT, NAME, checked_bytes, read_manifest
+from agentcore.tracking._trust import (
+    stored_class,
+    stored_program,
+    stored_settings,
+    stored_state,
+    stored_type,
+)
 from agentcore.tracking._types import parse_type, type_text
 
 _logger = logging.getLogger(__name__)
@@ -48,7 +53,7 @@ def save_program(
         program: a `dspy.Module`.
         program_path: `package.module:object`, where the program can be imported from.
     """
-    if not re.fullmatch(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
+    if not NAME.fullmatch(name):
         raise ConfigurationError(f"artifact name {name!r}: use letters, digits, '_', '-' and '.'")
     redactor = redactor or Redactor()
     directory.mkdir(parents=True, exist_ok=True)
@@ -119,6 +124,7 @@ def load_program(
     _check_fit(fresh, manifest, name)
     state = json.loads(content)
     state.pop("metadata", None)
+    _tell_left_out(stored_state(fresh, state))
     fresh.load_state(state)
     return fresh
 
@@ -170,8 +176,8 @@ def _pickled(program: dspy.Module, redactor: Redactor) -> tuple[bytes | None, st
 
 
 def _without_connection(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A predictor's LM settings without keys and addresses."""
-    return {key: value for key, value in config.items() if not key.startswith(("api_", "base_url"))}
+    """A predictor's generation settings, without keys, addresses, headers and callbacks."""
+    return stored_settings(dict(config))[0]
 
 
 def _attributes(program: dspy.Module) -> dict[str, Any]:
@@ -219,14 +225,15 @@ def _rebuild(manifest: Mapping[str, Any]) -> Any:
     advice = "Pass a fresh instance as program="
     try:
         if path:
-            found = import_object(path, "program")
-            return found() if isinstance(found, type) else found.deepcopy()
+            return stored_program(path)
         if class_path in _BY_SIGNATURE:
             (spec,) = manifest["predictors"].values()
-            return _BY_SIGNATURE[class_path](_signature(spec, class_path), **spec["config"])
+            settings, left_out = stored_settings(spec["config"])
+            _tell_left_out(left_out)
+            return _BY_SIGNATURE[class_path](_signature(spec, class_path), **settings)
         if class_path.startswith("__main__:"):
             raise ArtifactError(f"the program's class {class_path!r} was defined in a script. {advice}")
-        return import_object(class_path, "program")()
+        return stored_class(class_path)()
     except ConfigurationError as error:
         raise ArtifactError(f"{error}. {advice}") from None
     except ArtifactError:
@@ -236,6 +243,14 @@ def _rebuild(manifest: Mapping[str, Any]) -> Any:
         raise ArtifactError(message) from error
 
 
+def _tell_left_out(names: Sequence[str]) -> None:
+    if names:
+        _logger.warning(
+            "not loaded from the stored program, because they could change where its calls go: %s",
+            ", ".join(names),
+        )
+
+
 def _signature(spec: Mapping[str, Any], class_path: str) -> Any:
     outputs = spec["outputs"]
     if class_path.endswith("ChainOfThought"):
@@ -243,7 +258,8 @@ def _signature(spec: Mapping[str, Any], class_path: str) -> Any:
     fields: dict[str, Any] = {}
     for group, make in ((spec["inputs"], dspy.InputField), (outputs, dspy.OutputField)):
         for field in group:
-            fields[field["name"]] = (parse_type(field["type"]), make(desc=field["desc"]))
+            kind = parse_type(field["type"], lambda path: stored_type(path, class_path))
+            fields[field["name"]] = (kind, make(desc=field["desc"]))
     return dspy.Signature(fields, spec["instructions"])
 
 

@@ -24,6 +24,7 @@ from agentcore.tracking._delivery import Delivery
 from agentcore.tracking._entries import DIGEST_TAG, Draft, Entries, RunRequest
 from agentcore.tracking._events import RunEnded
 from agentcore.tracking._gateway import Gateway, best_run_query
+from agentcore.tracking._manifest import recorded_digests
 from agentcore.tracking._requests import MODEL_TAG
 from agentcore.tracking._run_models import PROGRAM_TAG, model_drafts, model_names, scratch
 from agentcore.tracking._run_streams import RunStreams
@@ -381,7 +382,7 @@ class RunTracker:
         if recorded is None:
             others = ", ".join(model_names(run)) or "none"
             raise ArtifactError(f"run {run_id} has no model {artifact_name!r}; it has {others}")
-        digests: dict[str, str] = json.loads(recorded)
+        digests = recorded_digests(recorded, artifact_name)
         for filename in digests:
             if with_pickle or not filename.endswith(".pkl"):
                 # A local store returns the path of its own file instead of a copy.

@@ -12,6 +12,7 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
+from agentcore.data import check_inputs
 from agentcore.lm import resolve_lm
 from agentcore.settings import Settings
 from agentcore.tracking import load_program
@@ -26,6 +27,7 @@ class ProgramModel(PythonModel):  # type: ignore[misc,unused-ignore]
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """A row of output fields for each row of input fields."""
+        check_inputs(model_input.columns, "model_input")
         lm = resolve_lm(Settings().lm or self.default_lm)
         with dspy.context(lm=lm):
             rows: list[dict[str, Any]] = model_input.to_dict("records")

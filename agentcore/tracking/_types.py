@@ -1,9 +1,9 @@
 """Converts field types to text and back, without evaluating code from a file."""
 
 import ast
-import importlib
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal, Union, get_args, get_origin
 
 from agentcore.errors import ArtifactError
@@ -43,8 +43,11 @@ def type_text(annotation: Any) -> str:
     return f"{_NAMES.get(origin, 'Any')}[{inner}]"
 
 
-def parse_type(text: str) -> Any:
-    """Parse the output of `type_text`. Imports the module of a user-defined class.
+def parse_type(text: str, find: Callable[[str], type]) -> Any:
+    """Parse the output of `type_text`.
+
+    Args:
+        find: returns the class at `package.module:Name`.
 
     Raises:
         ArtifactError: the text has another form, or the class can't be imported.
@@ -52,27 +55,23 @@ def parse_type(text: str) -> Any:
     try:
         if "  # " in text:
             raise ValueError("the type has no text form")
-        return _build(ast.parse(text, mode="eval").body)
+        return _build(ast.parse(text, mode="eval").body, find)
     except (SyntaxError, ValueError, TypeError, KeyError, ImportError, AttributeError) as error:
         raise ArtifactError(f"field type {text!r} can't be restored ({error}): pass program=") from None
 
 
-def _build(node: ast.expr) -> Any:
+def _build(node: ast.expr, find: Callable[[str], type]) -> Any:
     if isinstance(node, ast.Constant) and node.value is None:
         return type(None)
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
-        module, _, name = node.value.partition(":")
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-        return found
+        return find(node.value)
     if isinstance(node, ast.Name):
         return _PLAIN[node.id]
     if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
         items = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if node.value.id == "Literal":
             return Literal[tuple(ast.literal_eval(item) for item in items)]
-        arguments = tuple(_build(item) for item in items)
+        arguments = tuple(_build(item, find) for item in items)
         if node.value.id == "Union":
             return typing.Union[arguments]  # noqa: UP007 - built at run time
         return _PLAIN[node.value.id][arguments[0] if len(arguments) == 1 else arguments]

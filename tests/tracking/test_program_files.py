@@ -10,6 +10,7 @@ from agentcore._redaction import Redactor
 from agentcore.errors import ArtifactError
 from agentcore.lm import offline_lm
 from agentcore.tracking import load_program, save_program
+from agentcore.tracking._trust import stored_type
 from agentcore.tracking._types import parse_type, type_text
 from tests.support import AsyncClassifier, Classifier, Colour
 
@@ -86,12 +87,16 @@ def test_every_kind_of_field_comes_back(tmp_path, module):
     }
 
 
+def find(path):
+    return stored_type(path, f"{__name__}:Program")
+
+
 @pytest.mark.parametrize(
     "annotation",
     [str, float, bool, list, dict, list[int], Literal[1, "x", True], int | None, dict[str, list[Point]]],
 )
 def test_types_as_text(annotation):
-    assert parse_type(type_text(annotation)) == annotation
+    assert parse_type(type_text(annotation), find) == annotation
 
 
 @pytest.mark.parametrize(
@@ -99,7 +104,7 @@ def test_types_as_text(annotation):
 )
 def test_types_are_not_evaluated(text):
     with pytest.raises(ArtifactError, match="can't be restored"):
-        parse_type(text)
+        parse_type(text, find)
 
 
 def test_dspys_own_load_reads_the_state(tmp_path):
