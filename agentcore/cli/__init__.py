@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 __all__ = ["main"]
@@ -38,8 +39,9 @@ def _run() -> None:
     from agentcore.cli._console import fail
     from agentcore.errors import AgentCoreError
 
-    # Unlike `python -m`, a console script doesn't import from the working directory.
-    sys.path.insert(0, "")
+    # `python -m` imports from the working directory, which may hold anything; see `import_from_here`.
+    if sys.path and sys.path[0] in ("", str(Path.cwd())):
+        del sys.path[0]
     try:
         app()
     except AgentCoreError as error:

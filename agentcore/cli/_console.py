@@ -21,9 +21,9 @@ class _LazyConsole:
 
     @cached_property
     def _console(self) -> "Console":
-        from rich.console import Console
+        from agentcore.cli._terminal import SafeConsole
 
-        return Console(stderr=self._stderr, highlight=False)
+        return SafeConsole(stderr=self._stderr, highlight=False)
 
     def print(self, *objects: Any, **style: Any) -> None:
         self._console.print(*objects, **style)
@@ -31,6 +31,11 @@ class _LazyConsole:
 
 out = _LazyConsole(stderr=False)
 err = _LazyConsole(stderr=True)
+
+
+def import_from_here() -> None:
+    """Import from the working directory too, for commands that run the user's own program."""
+    sys.path.insert(0, "")
 
 
 def fail(message: str, code: int) -> NoReturn:

@@ -16,6 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from agentcore.cli._terminal import SafeConsole
 from agentcore.dspy_optimization.events import (
     OptimizationEvent,
     RunFinished,
@@ -43,7 +44,7 @@ class LiveView:
 
     def __init__(self) -> None:
         # Bound to the real stream: while the view runs, sys.stderr is redirected to this console.
-        self.console = Console(file=sys.stderr, highlight=False)
+        self.console = SafeConsole(file=sys.stderr, highlight=False)
         self.progress: Any = None
         self.warnings: list[str] = []
         self.optimization_id = ""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentcore.cli._console import err, out, run
+from agentcore.cli._console import err, import_from_here, out, run
 from agentcore.cli._options import (
     Concurrency,
     ExecutorName,
@@ -163,6 +163,7 @@ def optimize(
     ] = None,
 ) -> None:
     """Optimize PROGRAM on your examples and measure the gain on a held-out test split."""
+    import_from_here()
     optimizers = optimizer or ["miprov2"]
     request = {
         "target": {"type": target_type, "id": target_id or slug(program)},
@@ -280,6 +281,7 @@ def resume(
     experiment: Experiment = None,
 ) -> None:
     """Resume an optimization that was killed, stopped or failed; nothing is paid for twice."""
+    import_from_here()
     from agentcore.cli._live import LiveView
     from agentcore.dspy_optimization import OptimizationPipeline
 

@@ -16,6 +16,7 @@ from agentcore.journal import Journal
 from agentcore.settings import MLflowConfig, Settings, shown_uri
 from agentcore.tracking._connection import Connection, Held, Unreachable, connection_to
 from agentcore.tracking._sender import Sender
+from agentcore.tracking._times import MetricTimes
 
 _logger = logging.getLogger("agentcore")
 
@@ -56,6 +57,7 @@ class Delivery:
         self.journal = journal
         self.destination = destination_of(config)
         self.own = set() if own is None else own
+        self.times = MetricTimes()
         """Runs that this process writes to, through any delivery to this destination."""
         self.connection: Connection = connection_to(config)
         self._due: dict[str, float] = {}

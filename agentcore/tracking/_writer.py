@@ -78,13 +78,16 @@ class RunWriter:
 
     async def write(self, events: Sequence[Event]) -> None:
         """Append events in one commit, and wait until they are durable."""
+        events = self.delivery.times.distinct(self.stream, events)
         await self.journal.write(self.stream, events, lease=self.lease, redactor=self.redactor)
+        self.delivery.times.forget(self.stream, events)
         self.delivery.notify(self.stream)
 
     def post(self, events: Sequence[Event]) -> None:
         """Append events in one commit, without waiting."""
         if self._failed is not None:
             raise self._failed
+        events = self.delivery.times.distinct(self.stream, events)
         self._last = self.journal.append(self.stream, events, lease=self.lease, redactor=self.redactor)
         deliver = any(event.deliverable for event in events)
         self._last.add_done_callback(partial(self._posted, deliver))

@@ -80,6 +80,15 @@ def agentcore(directory, *arguments, **environment):
     )
 
 
+@pytest.mark.parametrize("command", [("runs",), ("journal", "ls"), ("best",), ("show", "best"), ("sync",)])
+def test_only_commands_that_run_the_users_program_import_from_here(workplace, command):
+    for name in ("dspy", "mlflow", "rich", "yaml", "sqlalchemy", "dotenv"):
+        (workplace / f"{name}.py").write_text("open('executed', 'a').write(__name__)\n")
+    done = agentcore(workplace, *command)
+    assert not (workplace / "executed").exists(), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_from_optimizing_to_looking_at_it(workplace):
     done = agentcore(
         workplace,

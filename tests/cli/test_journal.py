@@ -1,14 +1,16 @@
 """`agentcore sync` and `agentcore journal` as a user sees them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.table import Table
 
-from agentcore.cli._console import note
+from agentcore.cli._console import fail, note, out
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.journal import close_journals
 from agentcore.settings import MLflowConfig
@@ -118,6 +120,21 @@ def test_watching_delivers_what_comes_and_ends_on_sigterm(proxy, environment):
 def test_a_note_prints_what_others_wrote_as_it_is(capsys):
     note("refused: [/b] [redacted] [bold]")
     assert capsys.readouterr().err == "note: refused: [/b] [redacted] [bold]\n"
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(capsys):
+    """Colours, the clipboard, the title and the cursor are the terminal's, whoever named the run."""
+    table = Table("name")
+    table.add_row("\x1b]52;c;ZXZpbA==\x07run\x9b2J\rname")
+    out.print(table)
+    out.print("[bold]\x1b[31mred[/]\tkept\nlines")
+    note("\x1b]0;title\x07")
+    with pytest.raises(SystemExit):
+        fail("\x08\x7f", 3)
+    captured = capsys.readouterr()
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", captured.out + captured.err)
+    assert "\ufffd]52;c;ZXZpbA==" in captured.out  # Rich itself drops the bell
+    assert "lines" in captured.out
 
 
 def test_looking_into_the_journal(proxy, environment):

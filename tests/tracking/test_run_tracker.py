@@ -1,5 +1,7 @@
 """`RunTracker` and `Gateway`: generic runs, MLflow's own entities, its search and its registry."""
 
+import asyncio
+
 import mlflow.entities
 import pytest
 from mlflow import MlflowClient
@@ -8,7 +10,8 @@ from agentcore.data import Dataset
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError, TrackingError
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import Gateway, RunTracker, model_names
+from agentcore.tracking import Gateway, MetricsLogged, RunTracker, model_names
+from agentcore.tracking._times import MetricTimes
 from tests.support import Classifier, request
 
 
@@ -133,3 +136,46 @@ async def test_the_gateway_translates_errors_and_never_blocks(config):
     assert await Gateway(config).call(lambda client: type(client).__name__) == "MlflowClient"
     experiment = await Gateway(config).experiment_id()
     assert experiment == await Gateway(config).experiment_id()
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["one after the other", "at once"])
+async def test_equal_values_all_arrive(config, at_once):
+    """MLflow keeps one row per run, name, value, time and step: of 500 at once, 11 arrived."""
+    tracker = RunTracker(config)
+    run_id = await tracker.start_run(run_name="equal")
+    calls = [tracker.log_metrics({"hit": float(number % 2), "one": 1.0}) for number in range(500)]
+    if at_once:
+        await asyncio.gather(*calls)
+    else:
+        for call in calls:
+            await call
+    await tracker.log_metrics({"stepped": 1.0}, step=1)
+    await tracker.end_run()
+    await tracker.flush(60)
+    real = (await tracker.get_run(run_id)).info.run_id
+    client = MlflowClient(config.tracking_uri)
+    hits = client.get_metric_history(real, "hit")
+    assert len(hits) == len(client.get_metric_history(real, "one")) == 500
+    assert sum(item.value for item in hits) == 250
+    assert len(client.get_metric_history(real, "stepped")) == 1
+
+
+def test_times_move_no_further_than_needed():
+    times = MetricTimes()
+
+    def moved(at, step=0, **metrics):
+        event = MetricsLogged(metrics=metrics, step=step, timestamp_ms=at)
+        return times.distinct("run", [event])[0].timestamp_ms
+
+    assert moved(5, x=1.0) == 5
+    assert moved(5, x=2.0) == moved(5, x=1.0, step=1) == 5  # another value, another step
+    assert moved(5, x=1.0) == 6
+    assert moved(5, x=1.0, y=1.0) == 7
+    assert moved(5, y=1.0) == 8
+    assert moved(5, z=1.0) == 5
+    assert moved(9, x=1.0) == 9
+    assert moved(3, x=7.0) == 9  # the clock was set back
+    assert (
+        times.distinct("another run", [MetricsLogged(metrics={"x": 1.0}, timestamp_ms=5)])[0].timestamp_ms
+        == 5
+    )
