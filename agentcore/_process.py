@@ -57,7 +57,7 @@ def set_mlflow_environment(request_timeout: float) -> None:
         "GIT_PYTHON_REFRESH": "quiet",
     }
     for name, value in values.items():
-        if os.environ.get(name) in (None, _ours.get(name)):
+        if os.environ.get(name, "") in ("", _ours.get(name)):
             os.environ[name] = _ours[name] = value
 
 
@@ -74,7 +74,7 @@ def set_authorization(uri: str, header: str) -> None:
                 "use a separate process for each set of credentials"
             )
         # Names the plugin `agentcore.tracking._auth`, unless the user has chosen another.
-        os.environ.setdefault("MLFLOW_TRACKING_AUTH", "agentcore")
+        os.environ["MLFLOW_TRACKING_AUTH"] = os.environ.get("MLFLOW_TRACKING_AUTH") or "agentcore"
 
 
 def authorization_for(url: str) -> str | None:

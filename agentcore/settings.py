@@ -27,6 +27,8 @@ _URI_SCHEMES = (
 class _EnvSettings(BaseSettings):
     """Settings from arguments, the environment or `.env.mlflow` in the working directory, in that order."""
 
+    model_config = SettingsConfigDict(env_file=ENV_FILE, env_ignore_empty=True, extra="ignore")
+
     def __init__(self, **values: Any) -> None:
         check_env_file(Path(ENV_FILE))
         try:
@@ -40,7 +42,7 @@ class _EnvSettings(BaseSettings):
 class Settings(_EnvSettings):
     """AgentCore's own variables, `AGENTCORE_*`."""
 
-    model_config = SettingsConfigDict(env_prefix="AGENTCORE_", env_file=ENV_FILE, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="AGENTCORE_")
 
     lm: str | None = None
     """`AGENTCORE_LM`: the language model to use if neither `lm=` nor `--lm` is set."""
@@ -96,7 +98,7 @@ class MLflowConfig(_EnvSettings):
         ConfigurationError: a value is invalid, or `.env.mlflow` can't be parsed.
     """
 
-    model_config = SettingsConfigDict(env_prefix="MLFLOW_", env_file=ENV_FILE, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="MLFLOW_")
 
     tracking_uri: str = DEFAULT_TRACKING_URI
     experiment_name: str = "dspy-optimization"
@@ -134,8 +136,6 @@ class MLflowConfig(_EnvSettings):
 
 class StackSettings(_EnvSettings):
     """The services behind MLflow, for checks. Variables of MLflow and AWS override the compose file's."""
-
-    model_config = SettingsConfigDict(env_file=ENV_FILE, extra="ignore")
 
     mlflow_backend_store_uri: SecretStr | None = None
     mlflow_artifacts_destination: str | None = None
@@ -182,7 +182,7 @@ class StackSettings(_EnvSettings):
         key, secret = self.aws_access_key_id, self.aws_secret_access_key
         if self.mlflow_s3_endpoint_url is None and self.mlflow_artifacts_destination is None:
             key, secret = self.s3_access_key_id, self.s3_secret_access_key
-        elif "AWS_ACCESS_KEY_ID" in os.environ:
+        elif os.environ.get("AWS_ACCESS_KEY_ID"):
             return None, None
         if key is None or secret is None:
             return None, None

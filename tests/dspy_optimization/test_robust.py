@@ -7,6 +7,7 @@ import threading
 import time
 from base64 import b64encode
 from contextlib import contextmanager
+from pathlib import Path
 
 import dspy
 import pytest
@@ -19,7 +20,7 @@ from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError, MetricError
 from agentcore.evaluation import ScoredMetric, evaluate, exact_match
 from agentcore.lm import offline_lm
-from agentcore.settings import MLflowConfig
+from agentcore.settings import MLflowConfig, Settings, StackSettings
 from agentcore.tracking import prepare_environment
 from agentcore.tracking._connection import Connection
 from tests.support import AsyncClassifier, Classifier, colours, request
@@ -309,6 +310,23 @@ def test_each_server_gets_the_credentials_of_its_own_configuration():
         ConfigurationError, match=r"already uses other credentials for MLflow at https://a\.example"
     ):
         prepare_environment(MLflowConfig(tracking_uri="https://a.example", tracking_token="of another user"))
+
+
+def test_an_empty_variable_is_unset(monkeypatch):
+    monkeypatch.delenv("AGENTCORE_STATE_DIR")
+    for settings in (Settings, MLflowConfig, StackSettings):
+        prefix = settings.model_config["env_prefix"]
+        expected = settings()
+        for name in settings.model_fields:
+            monkeypatch.setenv(f"{prefix}{name}".upper(), "")
+        assert settings() == expected
+        lines = [f"{prefix}{name}=\n".upper() for name in settings.model_fields]
+        Path(".env.mlflow").write_text("".join(lines))
+        assert settings() == expected
+        Path(".env.mlflow").unlink()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "")
+    prepare_environment(MLflowConfig())
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "1"
 
 
 def test_a_token_wins_over_another_servers_name_and_password(monkeypatch):

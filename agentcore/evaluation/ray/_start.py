@@ -58,7 +58,7 @@ def _settle_own() -> None:
     required to submit code."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # silences a FutureWarning
-    if "RAY_AUTH_MODE" in os.environ:
+    if os.environ.get("RAY_AUTH_MODE"):
         return
     if "ray" in sys.modules:
         if not sys.modules["ray"].is_initialized():
