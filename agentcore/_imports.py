@@ -1,12 +1,33 @@
 """Look up objects by `package.module:name`, and the reverse."""
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+from agentcore._forks import not_forked
 from agentcore._redaction import first_line
 from agentcore.errors import ConfigurationError
+
+_importing = threading.RLock()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import a large library alone. Threads that first import MLflow or litellm at the same time can find
+    half a module: their packages import each other."""
+    with not_forked(), _importing:
+        yield
+
+
+def import_litellm() -> Any:
+    """litellm, imported alone and set up as DSPy does."""
+    with importing():
+        from dspy.clients import get_litellm
+
+        return get_litellm(feature="prices")
 
 
 def import_object(path: str, what: str, known: Iterable[str] = ()) -> Any:

@@ -27,6 +27,11 @@ def run_name(purpose: str, *parts: str) -> str:
     return "_".join([purpose, *parts, timestamp()])
 
 
+def short_id(stream: str) -> str:
+    """A run's id as people see and type it: the start of its journal stream's id."""
+    return stream[:8]
+
+
 def local_id(stream: str) -> str:
     """The local run id of a journal stream."""
     return LOCAL_PREFIX + stream

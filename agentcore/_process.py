@@ -18,11 +18,20 @@ anything that needs cleaning up."""
 exit_seconds: float | None = 10.0
 """How long process exit may wait for deliveries; None if the program takes care of them itself."""
 
+max_download_bytes = 256 * 2**20
+"""The most bytes that a downloaded artifact may have once decompressed."""
+
 _ours: dict[str, str] = {}
 """Environment variables set by AgentCore rather than by the user."""
 _authorization: dict[str, str] = {}
 """Authorization headers, keyed by server."""
 _lock = threading.Lock()
+
+
+def limit_downloads(most_bytes: int) -> None:
+    """Set `max_download_bytes`."""
+    global max_download_bytes
+    max_download_bytes = most_bytes
 
 
 def limit_exit(seconds: float | None) -> None:
@@ -55,6 +64,8 @@ def set_mlflow_environment(request_timeout: float) -> None:
         # MLflow would print the URI, including any password in it.
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
+        # Names the plugin `agentcore.tracking._auth`, unless the user has chosen another.
+        "MLFLOW_TRACKING_AUTH": "agentcore",
     }
     for name, value in values.items():
         if os.environ.get(name, "") in ("", _ours.get(name)):
@@ -73,8 +84,6 @@ def set_authorization(uri: str, header: str) -> None:
                 f"this process already uses other credentials for MLflow at {_server(uri)}: "
                 "use a separate process for each set of credentials"
             )
-        # Names the plugin `agentcore.tracking._auth`, unless the user has chosen another.
-        os.environ["MLFLOW_TRACKING_AUTH"] = os.environ.get("MLFLOW_TRACKING_AUTH") or "agentcore"
 
 
 def authorization_for(url: str) -> str | None:

@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, urlsplit
 
-_SECRET_NAME = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL)", re.IGNORECASE)
+_SECRET_NAME = re.compile(
+    r"(KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL|PASSPHRASE)|_(AUTH|AUTHORIZATION|DSN|PASSWD|PWD)$", re.IGNORECASE
+)
+_NO_SECRETS = frozenset({"MLFLOW_TRACKING_AUTH"})
 _MIN_LENGTH = 8
 _RANDOM_LENGTH = 16
 _CUT = "[redacted]"
@@ -47,6 +50,10 @@ class Redactor:
         made = Redactor(self._given, unmistakable=self._unmistakable)
         made._snapshot = made._named()
         return made
+
+    def with_secrets(self, secrets: Iterable[str]) -> "Redactor":
+        """A redactor of these secrets as well."""
+        return Redactor([*self._given, *secrets], unmistakable=self._unmistakable)
 
     def add(self, secrets: Iterable[str]) -> None:
         self._given.extend(secrets)
@@ -90,6 +97,8 @@ class Redactor:
         if self._snapshot is not None:
             return self._snapshot
         found = {value: name for name, value in os.environ.items() if is_secret_name(name)}
+        for name, value in os.environ.items():
+            found |= dict.fromkeys(_url_passwords(value), name)
         if self._unmistakable:
             found = {secret: name for secret, name in found.items() if _looks_random(secret)}
         for secret in map(str, self._given):
@@ -105,6 +114,17 @@ def _compiled(secrets: frozenset[str]) -> re.Pattern[str] | None:
     forms = {form for secret in secrets for form in _forms(secret)}
     # Longest first, since one secret may be a prefix of another.
     return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True)))) if forms else None
+
+
+def _url_passwords(text: str) -> list[str]:
+    """The passwords of the URL that a variable such as DATABASE_URL holds."""
+    if "://" not in text or "@" not in text:
+        return []
+    try:
+        password = urlsplit(text).password
+    except ValueError:
+        return []
+    return [password, unquote(password)] if password else []
 
 
 def _forms(secret: str) -> set[str]:
@@ -150,12 +170,13 @@ def _looks_random(text: str) -> bool:
 
 def is_secret_name(name: str) -> bool:
     """Whether a variable's name suggests that it holds a secret."""
-    return _SECRET_NAME.search(name) is not None
+    return name not in _NO_SECRETS and _SECRET_NAME.search(name) is not None
 
 
 def encodable(text: str) -> str:
-    """`text` with lone surrogates escaped: a model may produce them, and UTF-8 can't encode them."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """`text` with lone surrogates and NUL escaped: a model may produce them, UTF-8 can't encode the former,
+    and Postgres can't store the latter."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
 def encodable_value(value: Any) -> Any:

@@ -14,18 +14,22 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
+_loops: list[asyncio.AbstractEventLoop] = []
+_depth: contextvars.ContextVar[int] = contextvars.ContextVar("agentcore_sync_depth", default=0)
+"""How many blocking calls this context is inside of."""
 
 
-def _background_loop() -> asyncio.AbstractEventLoop:
-    """The process-wide event loop, in a daemon thread, since notebooks already run one in theirs."""
-    global _loop
+def _background_loop(depth: int) -> asyncio.AbstractEventLoop:
+    """The process's event loop for blocking calls at a depth, in a daemon thread, since notebooks already run
+    one in theirs. A blocking call inside another (in a metric, `on_event` or `aforward`) blocks the outer
+    call's loop, so it needs one of its own."""
     with _lock:
-        if _loop is None:
+        while len(_loops) <= depth:
             loop = asyncio.new_event_loop()
-            threading.Thread(target=_run_always, args=(loop,), name="agentcore-sync", daemon=True).start()
-            _loop = loop
-        return _loop
+            name = f"agentcore-sync-{len(_loops)}"
+            threading.Thread(target=_run_always, args=(loop,), name=name, daemon=True).start()
+            _loops.append(loop)
+        return _loops[depth]
 
 
 def _run_always(loop: asyncio.AbstractEventLoop) -> None:
@@ -37,8 +41,10 @@ def _run_always(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def run_blocking(work: Coroutine[Any, Any, T], context: contextvars.Context | None = None) -> T:
-    """Run `work` on the background loop and wait for it; Ctrl-C cancels it and waits for it to end."""
-    loop = _background_loop()
+    """Run `work` on a background loop and wait for it; Ctrl-C cancels it and waits for it to end."""
+    context = contextvars.copy_context() if context is None else context
+    depth = context.run(_depth.get)
+    loop = _background_loop(depth)
     result: Future[T] = Future()
     tasks: list[asyncio.Task[T]] = []
 
@@ -52,10 +58,11 @@ def run_blocking(work: Coroutine[Any, Any, T], context: contextvars.Context | No
             result.set_result(task.result())
 
     def start() -> None:
-        task = loop.create_task(work, context=contextvars.copy_context() if context is None else context)
+        task = loop.create_task(work, context=context)
         tasks.append(task)
         task.add_done_callback(finish)
 
+    context.run(_depth.set, depth + 1)
     loop.call_soon_threadsafe(start, context=context)
     try:
         return result.result()

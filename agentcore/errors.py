@@ -76,5 +76,13 @@ class UnknownEventError(JournalError):
     """A newer version of AgentCore wrote an event that this version doesn't know."""
 
 
+class JournalDamagedError(JournalError):
+    """The journal's file is not a sound SQLite database."""
+
+
+class DamagedEventError(JournalError):
+    """An event in the journal can't be read: its row was damaged."""
+
+
 class LeaseLostError(JournalError):
     """Another process took this run over, because this one did not renew its lease in time."""

@@ -1,6 +1,7 @@
 """Every environment variable that AgentCore reads."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -60,11 +61,18 @@ class Settings(_EnvSettings):
     """`AGENTCORE_TRUSTED_MODULES`: the packages, separated by commas, that loading a stored program may
     import; empty for any outside the standard library."""
 
+    signing_key: SecretStr | None = None
+    """`AGENTCORE_SIGNING_KEY`: an Ed25519 private key in base64, with which saved programs are signed."""
+    trusted_keys: str = ""
+    """`AGENTCORE_TRUSTED_KEYS`: Ed25519 public keys in base64, separated by commas. If any is set, a stored
+    program is loaded and served only if it is signed with one of them."""
+
     @field_validator("journal_url")
     @classmethod
     def _known_journal(cls, value: SecretStr | None) -> SecretStr | None:
         advice = "use postgresql+psycopg://user:password@host/database, or leave it unset to use a file"
         if value is not None:
+            value = SecretStr(value.get_secret_value().strip())
             from sqlalchemy.engine import make_url
             from sqlalchemy.exc import ArgumentError
 
@@ -89,6 +97,12 @@ class Settings(_EnvSettings):
         except RuntimeError:
             raise ConfigurationError("no home directory for the journal: set AGENTCORE_STATE_DIR") from None
         return home.absolute() / "agentcore"
+
+
+def is_trusted(module: str) -> bool:
+    """Whether a module is of one of the packages in `AGENTCORE_TRUSTED_MODULES`."""
+    names = (name.strip() for name in Settings().trusted_modules.split(","))
+    return any(name and (module == name or module.startswith(f"{name}.")) for name in names)
 
 
 class MLflowConfig(_EnvSettings):
@@ -119,12 +133,7 @@ class MLflowConfig(_EnvSettings):
     @field_validator("tracking_uri", "registry_uri")
     @classmethod
     def _known_scheme(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(_URI_SCHEMES):
-            raise ValueError(
-                f"{value!r} is not a tracking URI: use http://host:port, sqlite:///file.db or "
-                "postgresql+psycopg://…"
-            )
-        return value
+        return None if value is None else checked_uri(value)
 
     @field_validator("experiment_name")
     @classmethod
@@ -189,12 +198,59 @@ class StackSettings(_EnvSettings):
         return key.get_secret_value(), secret.get_secret_value()
 
 
+def checked_uri(uri: str) -> str:
+    """A tracking URI, stripped.
+
+    Raises:
+        ValueError: it isn't one; the message shows no password.
+    """
+    uri = uri.strip()
+    advice = "use http://host:port, sqlite:///file.db or postgresql+psycopg://user:password@host/database"
+    if not uri.startswith(_URI_SCHEMES):
+        raise ValueError(f"{shown_uri(uri)!r} is not a tracking URI: {advice}")
+    spaced = not uri.startswith("sqlite:") and " " in uri
+    if spaced or not uri.isprintable():
+        raise ValueError(f"{shown_uri(uri)!r} contains a space or a control character: {advice}")
+    if not uri.startswith("databricks"):
+        _check_parts(uri, advice)
+    return uri
+
+
+def _check_parts(uri: str, advice: str) -> None:
+    from urllib.parse import urlsplit
+
+    try:
+        if uri.startswith("http"):
+            parts = urlsplit(uri)
+            if not parts.hostname:
+                raise ValueError
+            _ = parts.port
+        else:
+            from sqlalchemy.engine import make_url
+            from sqlalchemy.exc import ArgumentError
+
+            try:
+                make_url(uri)
+            except ArgumentError:
+                raise ValueError from None
+    except ValueError:
+        raise ValueError(f"{shown_uri(uri)!r} can't be parsed: {advice}") from None
+
+
 def shown_uri(uri: str) -> str:
-    """A tracking URI without the parts that may contain a password."""
-    scheme, separator, rest = uri.partition("://")
+    """A tracking or database URI without the parts that may contain a password, parsable or not."""
+    text = "".join(character for character in uri.strip() if character.isprintable())
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        scheme, separator, rest = text.partition(":")
+    if not re.fullmatch(r"[A-Za-z][\w+.-]*", scheme):
+        return "…"  # there is no telling where a password is
+    if not separator:
+        return scheme
+    # A password may contain any of @/?#, so nothing before the last @ is shown.
     shown = rest.rpartition("@")[2]
-    if scheme.startswith(("postgresql", "mysql", "mssql")):
-        shown = shown.partition("?")[0]  # drivers take a password there too
+    if not scheme.startswith("sqlite"):
+        shown = re.split(r"[?#]", shown)[0]  # drivers take a password there too
     return f"{scheme}{separator}{shown}"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Before anything imports DSPy: its disk cache must not outlive the suite, nor come from the user's home.
-os.environ.setdefault("DSPY_CACHEDIR", "/nonexistent/agentcore-tests")
+os.environ.setdefault("DSPY_CACHEDIR", "/dev/null/agentcore-tests")
 
 # A shell has what it runs in the background ignore Ctrl-C, and what the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -63,7 +63,7 @@ def test_commands_that_optimize_nothing_load_no_dspy(config, monkeypatch, argume
     monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking_uri)
     tracker = RunTracker(config)
     tracker.sync.start_run(run_name="a run")
-    tracker.sync.log_metrics({"improvement_percentage": 0.5})
+    tracker.sync.log_metrics({"improvement_low": 0.1, "optimized_quality_low": 0.5})
     tracker.sync.end_run()
     script = f"""
 import sys

@@ -1,15 +1,22 @@
 """One policy for secrets, whatever is written and however it is escaped."""
 
+import base64
+import io
 import json
+import logging
 import pickle
+import types
+from dataclasses import dataclass
 
+import dspy
 import pytest
+from pydantic import BaseModel, SecretStr
 
 from agentcore._redaction import Redactor, first_line
 from agentcore.dspy_optimization import OptimizationPipeline
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ArtifactError, DataError
-from agentcore.lm import offline_lm
+from agentcore.lm import offline_lm, program_secrets, redacted_logs
 from agentcore.tracking import load_program, program_state, save_program
 from tests.support import Classifier, colours, request
 
@@ -201,3 +208,83 @@ def test_a_saved_program_says_that_something_was_cut_out_of_it(secret, tmp_path,
     assert loaded.predict.signature.instructions == "Say [redacted]."
     assert "held a secret" in caplog.text
     assert all(secret.encode() not in file.read_bytes() for file in (tmp_path / "cut").iterdir())
+
+
+PLACES = {
+    "models in a list": lambda key: {"lms": [dspy.LM("openai/x", api_key=key)]},
+    "models by name": lambda key: {"models": {"fast": dspy.LM("openai/x", api_key=key)}},
+    "an object": lambda key: {"settings": types.SimpleNamespace(api_key=key)},
+    "a dataclass in a tuple": lambda key: {"both": (Holder(key), 1)},
+    "a pydantic model": lambda key: {"settings": Settings(secret=SecretStr(key))},
+    "headers as pairs": lambda key: {"headers": [("X-Auth", key)]},
+    "a secret header": lambda key: {"extra_headers": {"X-Auth": SecretStr(key)}},
+    "credentials": lambda key: {"credentials": {"pair": ("me", key)}},
+    "bytes": lambda key: {"password": key.encode()},
+    "a set": lambda key: {"secrets": {key}},
+    "a user of an address": lambda key: {"base": f"https://{key}@host/v1"},
+    "a signature in an address": lambda key: {"base": f"https://host/x?sig={key}"},
+    "an address in a name": lambda key: {"lm": dspy.LM(f"huggingface/https://u:{key}@host")},
+    "a passphrase": lambda key: {"passphrase": key},
+    "a connection string": lambda key: {"connection_string": key},
+}
+
+
+@dataclass
+class Holder:
+    api_key: str
+
+
+class Settings(BaseModel):
+    secret: SecretStr
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_secrets_of_a_program_are_found_wherever_they_are(place):
+    key = "sk-live-Q1w2E3r4T5y6U7"
+    program = dspy.Predict("question -> answer")
+    program.demos = [dspy.Example(question="what is the key?", token="an ordinary word", answer="x")]
+    vars(program).update(PLACES[place](key))
+    found = program_secrets(program)
+    assert "an ordinary word" not in found
+    assert key not in Redactor(found).text(f"Incorrect API key provided: {key}")
+
+
+def test_user_names_and_passwords_held_apart_are_found_together():
+    program = dspy.Predict("question -> answer")
+    program.store = {"username": "me", "password": "Q1w2E3r4T5y6"}
+    sent = base64.b64encode(b"me:Q1w2E3r4T5y6").decode()
+    assert sent not in Redactor(program_secrets(program)).text(f"Authorization: Basic {sent}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", "postgresql://me:{}@db/x"),
+        ("AGENTCORE_JOURNAL_URL", "postgresql+psycopg://me:{}@db/x"),
+        ("MYAPP_AUTH", "{}"),
+        ("MYAPP_PWD", "{}"),
+        ("SSH_PASSPHRASE", "{}"),
+    ],
+)
+def test_secrets_of_the_environment_have_many_names(monkeypatch, name, value):
+    monkeypatch.setenv(name, value.format("Q1w2E3r4T5y6U7"))
+    assert "Q1w2E3r4" not in Redactor().text("refused Q1w2E3r4T5y6U7")
+
+
+def test_a_logged_traceback_is_redacted_and_kept(caplog):
+    key = "sk-live-Q1w2E3r4T5y6U7"
+    logger = logging.getLogger("provider")
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    logging.getLogger().addHandler(handler)
+    try:
+        with redacted_logs(Redactor([key])):
+            try:
+                raise ValueError(f"refused {key}")
+            except ValueError:
+                logger.exception("the call failed")
+                logging.getLogger("other").warning("it failed", stack_info=True)
+    finally:
+        logging.getLogger().removeHandler(handler)
+    assert "ValueError: refused [redacted]" in stream.getvalue()
+    assert key not in stream.getvalue()

@@ -8,6 +8,7 @@ import pytest
 
 from agentcore._sync import SyncTwin
 from agentcore.dspy_optimization import MLflowTracker, OptimizationPipeline, SyncMLflowTracker, SyncPipeline
+from agentcore.lm import offline_lm
 from agentcore.tracking import RunTracker, SyncRunTracker
 
 PAIRS = [
@@ -69,3 +70,37 @@ def test_a_type_checker_knows_its_methods_and_results(tmp_path):
     errors = [line for line in lines if "error:" in line]
     assert len(errors) == 2, lines
     assert "no_such_method" in errors[1]
+
+
+def test_blocking_calls_inside_of_what_a_blocking_call_runs(config):
+    """In a metric, in `on_event`, which is called in the loop, and in `aforward`."""
+    from tests.support import AsyncClassifier, colours, request
+
+    tracker = MLflowTracker(config)
+    run_id = tracker.sync.start_run(run_name="outer")
+    logged = []
+
+    def log(name):
+        logged.append(name)
+        tracker.sync.log_metrics({name: 1.0}, step=len(logged), run_id=run_id)
+
+    def metric(example, prediction):
+        log("metric")
+        return example.colour == prediction.colour
+
+    async def asynchronous(example, prediction):
+        return metric(example, prediction)
+
+    class Asks(AsyncClassifier):
+        async def aforward(self, thing):
+            log("aforward")
+            return await super().aforward(thing)
+
+    for judge in (metric, asynchronous):
+        logged.clear()
+        pipeline = OptimizationPipeline(
+            Asks(), judge, lm=offline_lm(), enable_tracking=False, on_event=lambda event: log("event")
+        )
+        assert pipeline.sync.run_optimization(request(), training_data=colours()).status == "completed"
+        assert set(logged) == {"metric", "event", "aforward"}
+    tracker.sync.end_run(run_id=run_id)

@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from agentcore.cli._interrupt import remember_interrupts
+
 __all__ = ["main"]
 
 _INTERRUPTED, _TERMINATED = 130, 143
@@ -24,6 +26,7 @@ def main() -> None:
 
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGTERM, terminate)
+        remember_interrupts()
     try:
         _run()
     except KeyboardInterrupt:

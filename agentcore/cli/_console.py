@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
 
+from agentcore.cli._interrupt import asyncio_takes_over
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -74,6 +76,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     quiet_libraries()
     try:
+        asyncio_takes_over()
         return asyncio.run(work)
     except KeyboardInterrupt:
+        work.close()
         raise typer.Exit(130) from None

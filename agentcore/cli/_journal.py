@@ -1,10 +1,11 @@
 """`agentcore sync` and `agentcore journal`."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentcore._naming import now_ms, utc
+from agentcore._naming import now_ms, short_id, utc
 from agentcore.cli._console import counted, note, out, quiet_libraries
 from agentcore.cli._tracking import tracking_config
 from agentcore.errors import ConfigurationError, JournalError, TrackingError
@@ -60,14 +61,14 @@ def _deliver(home: "Journal", delivery: "Delivery", timeout: float | None) -> tu
     from agentcore.dspy_optimization import mark_interrupted
 
     for item in mark_interrupted(home, delivery.destination):
-        note(f"run {item.name} was interrupted. Resume it: agentcore resume {item.id[:8]}")
+        note(f"run {item.name} was interrupted. Resume it: agentcore resume {short_id(item.id)}")
     waiting = {item.id: item.waiting for item in home.waiting(delivery.destination)}
     refused = {stream: len(home.rejected(stream)) for stream in waiting}
     delivery.deliver_backlog()
     delivery.flush(waiting, timeout=timeout, patience=10.0)
     for stream in waiting:
         for seq, reason in home.rejected(stream)[refused[stream] :]:
-            note(f"MLflow permanently refused entry {seq} of run {stream[:8]}: {reason}")
+            note(f"MLflow permanently refused entry {seq} of run {short_id(stream)}: {reason}")
     return sum(waiting.values()), len(waiting)
 
 
@@ -153,7 +154,7 @@ def ls(
         table.add_column("for", overflow="fold")
     for item in found[:limit]:
         table.add_row(
-            item.id[:8],
+            short_id(item.id),
             _state(item),
             f"{item.last_seq:,}",
             f"{item.waiting:,}" if item.waiting else "",
@@ -216,6 +217,37 @@ def prune(
     home = open_journal()
     removed = home.prune(_keep_until(older_than))
     out.print(f"removed {counted(len(removed), 'run')} from {home.location}", soft_wrap=True)
+
+
+@journal.command("salvage")
+def salvage(
+    file: Annotated[
+        Path | None,
+        typer.Argument(help="A damaged journal that was put aside [default: the current one]."),
+    ] = None,
+) -> None:
+    """Copy the runs that can still be read from a damaged journal into the current one."""
+    from agentcore.journal import close_journals, damage, open_journal, put_aside
+    from agentcore.journal import salvage as save
+
+    if file is None:
+        location = Path(open_journal().location)
+        if not location.is_file():
+            raise ConfigurationError("only a journal in a file can be salvaged")
+        found = damage(location)
+        if found is None:
+            out.print(f"the journal at {location} is sound", soft_wrap=True)
+            return
+        close_journals()
+        file = put_aside(location)
+        note(f"the journal at {location} is damaged ({found}): it was put aside as {file}")
+    saved = save(file, open_journal())
+    out.print(
+        f"saved {counted(saved.runs, 'run')} with {saved.entries:,} entries; {saved.lost:,} entries are lost",
+        soft_wrap=True,
+    )
+    if saved.known:
+        out.print(f"already in the current journal: {counted(saved.known, 'run')}")
 
 
 def _state(item: "Stream") -> str:

@@ -16,6 +16,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from agentcore._naming import short_id
 from agentcore.cli._terminal import SafeConsole
 from agentcore.dspy_optimization.events import (
     OptimizationEvent,
@@ -89,7 +90,7 @@ class LiveView:
                 self.console.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
         elif isinstance(event, RunResumed):
             known = f"{event.trials} trials finished, {event.examples} examples measured"
-            self.console.print(f"resuming run {event.optimization_id[:8]}: {known}", soft_wrap=True)
+            self.console.print(f"resuming run {short_id(event.optimization_id)}: {known}", soft_wrap=True)
         elif isinstance(event, StageStarted) and not self.console.is_terminal:
             self.console.print(f"{_STAGES.get(event.stage, event.stage)} …", soft_wrap=True)
         elif isinstance(event, TrialFinished) and not self.console.is_terminal:

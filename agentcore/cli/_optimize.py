@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from agentcore._naming import short_id
 from agentcore.cli._console import err, import_from_here, out, run
 from agentcore.cli._options import (
     Concurrency,
@@ -18,7 +19,7 @@ from agentcore.cli._options import (
     prices_of,
     slug,
 )
-from agentcore.cli._tracking import LOCAL_TRACKING, find_run, tracking_config
+from agentcore.cli._tracking import LOCAL_TRACKING, tracking_config
 from agentcore.errors import ConfigurationError, JournalError, RunFinishedError, TrackingError
 
 if TYPE_CHECKING:
@@ -51,7 +52,6 @@ class _Job:
     request: dict[str, Any]
     pipeline: dict[str, Any] = field(default_factory=dict)
     """Arguments of the pipeline."""
-    start_from: str | None = None
     once: str | None = None
 
 
@@ -122,11 +122,25 @@ def optimize(
         ),
     ] = None,
     start_from: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Start from the optimized program of another run.")
+        str | None,
+        typer.Option(
+            metavar="RUN",
+            help="Start from the optimized program of another run; its examples stay in their splits.",
+        ),
     ] = None,
     inputs: Annotated[
         str | None, typer.Option(help="Input fields, comma-separated [default: the program's].")
     ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            help="Field that names each example's cluster, such as a conversation; kept within one split."
+        ),
+    ] = None,
+    split_seed: Annotated[int, typer.Option(help="Seed for splitting the examples.")] = 0,
+    repeats: Annotated[
+        int, typer.Option(min=1, help="How often to run both programs on each test example, uncached.")
+    ] = 1,
     validation: Annotated[str | None, typer.Option(help="Validation examples (requires --test).")] = None,
     test: Annotated[str | None, typer.Option(help="Test examples (requires --validation).")] = None,
     objective: Annotated[
@@ -186,11 +200,15 @@ def optimize(
         "max_concurrency": max_concurrency,
         "executor": executor,
         "seed": seed,
+        "split_seed": split_seed,
+        "cluster": cluster,
+        "repeats": repeats,
+        "start_from": start_from,
         "prices": prices_of(price),
     }
     fields = [name.strip() for name in inputs.split(",")] if inputs else None
     examples = _Data(data, validation, test, fields)
-    job = _Job(None if program == "auto" else program, examples, request, pipeline, start_from, once)
+    job = _Job(None if program == "auto" else program, examples, request, pipeline, once)
     config = tracking_config(experiment)
     if plan:
         _plan(job, config, latency)
@@ -261,12 +279,7 @@ def _checked(job: _Job) -> tuple[Any, Any]:
 def _pipeline(job: _Job, config: "MLflowConfig", **listeners: Any) -> "OptimizationPipeline":
     from agentcore.dspy_optimization import OptimizationPipeline
 
-    program, path = job.program, None
-    started: Any = program
-    if job.start_from is not None:
-        started = _optimized_program(config, job.start_from, program)
-        path = program if program and ":" in program else None
-    return OptimizationPipeline(started, mlflow_config=config, program_path=path, **job.pipeline, **listeners)
+    return OptimizationPipeline(job.program, mlflow_config=config, **job.pipeline, **listeners)
 
 
 def resume(
@@ -351,21 +364,9 @@ def _say_stopped(view: Any, pipeline: "OptimizationPipeline") -> None:
         marked = "the run is marked KILLED"
     except (TrackingError, JournalError):
         marked = "the run waits in the journal; the next agentcore command delivers it to MLflow"
-    short = view.optimization_id[:8]
+    short = short_id(view.optimization_id)
     err.print(
         f"[yellow]stopped[/]: {marked}{kept}. Resume it: agentcore resume {short} · "
         f"see it: agentcore show {short}",
         soft_wrap=True,
     )
-
-
-def _optimized_program(config: "MLflowConfig", run_id: str, program: str | None) -> Any:
-    from agentcore.dspy_optimization import MLflowTracker, resolve_program
-
-    async def load() -> Any:
-        tracker = MLflowTracker(config)
-        known = await find_run(tracker, run_id)
-        fresh = resolve_program(program)[0] if program is not None else None
-        return await tracker.load_model_artifact(known.info.run_id, "optimized_model", program=fresh)
-
-    return run(load())

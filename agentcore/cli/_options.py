@@ -7,7 +7,7 @@ import typer
 
 from agentcore.errors import ConfigurationError
 
-Seed = Annotated[int, typer.Option(min=0, help="For splits, search and resampling.")]
+Seed = Annotated[int, typer.Option(min=0, help="For the search.")]
 Concurrency = Annotated[int, typer.Option(min=1, help="Examples in flight at once.")]
 Price = Annotated[
     list[str] | None,

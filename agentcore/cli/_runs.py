@@ -1,10 +1,11 @@
 """`agentcore runs`, `runs archive`, `best` and `show`."""
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from agentcore._naming import utc
+from agentcore._naming import short_id, utc
 from agentcore.cli._console import counted, out, run
 from agentcore.cli._options import Experiment
 from agentcore.cli._tracking import after_backlog, find_run, print_waiting, tracking_config
@@ -29,7 +30,7 @@ def list_runs(
     if context.invoked_subcommand is not None:
         return
     from agentcore.cli._render import print_runs
-    from agentcore.dspy_optimization import MLflowTracker, interrupted_runs
+    from agentcore.dspy_optimization import MLflowTracker, resumable_runs
     from agentcore.journal import open_journal
     from agentcore.tracking import destination_of
 
@@ -42,10 +43,12 @@ def list_runs(
         print_waiting(journal, destination)
         raise
     if found:
-        resumable = {item.tracking_id: item.id for item in interrupted_runs(journal, destination)}
-        print_runs(found, resumable)
-        for key in resumable.values():
-            out.print(f"run {key[:8]} was interrupted. Resume it: [bold]agentcore resume {key[:8]}[/]")
+        ended = {item.info.run_id for item in found if item.info.status in ("KILLED", "FAILED", "RUNNING")}
+        here = [item for item in journal.streams(destination) if item.tracking_id in ended]
+        resumable = resumable_runs(journal, here)
+        print_runs(found, {item.tracking_id for item in resumable})
+        if resumable:
+            out.print(f"resume a run: [bold]agentcore resume {short_id(resumable[0].id)}[/]")
     else:
         out.print(f"no runs in experiment {config.experiment_name!r}. Make one with: agentcore demo")
     print_waiting(journal, destination)
@@ -55,7 +58,7 @@ def list_runs(
 def archive(
     older_than: Annotated[str, typer.Option(help="Minimum age since a run's start, such as 90d or 12h.")],
     keep_best: Annotated[int, typer.Option(min=0, help="How many of the best runs to keep.")] = 10,
-    metric: Annotated[str, typer.Option(help="Metric that ranks them.")] = "improvement_percentage",
+    metric: Annotated[str, typer.Option(help="Metric that ranks them.")] = "optimized_quality_score",
     keep_promoted: Annotated[
         bool,
         typer.Option(
@@ -73,6 +76,7 @@ def archive(
     experiment: Experiment = None,
 ) -> None:
     """Delete old runs in MLflow, which can restore them until `mlflow gc`. A dry run unless --yes."""
+    from agentcore.cli._render import shown_id
     from agentcore.dspy_optimization import MLflowTracker
 
     age = _age(older_than)
@@ -88,8 +92,9 @@ def archive(
     found = run(after_backlog(tracker, asked))
     for item in found.runs:
         info = item.info
+        started = f"{utc(info.start_time):%Y-%m-%d}"
         out.print(
-            f"{info.run_id[:8]}  {utc(info.start_time):%Y-%m-%d}  {info.status:<8}  {info.run_name}",
+            f"{shown_id(item)}  {started}  {info.status:<8}  {info.run_name}",
             soft_wrap=True,
         )
     count = counted(len(found.runs), "run")
@@ -112,20 +117,29 @@ def _age(text: str) -> "timedelta":
 
 
 def best(
-    metric: Annotated[str, typer.Option(help="Metric to rank by.")] = "improvement_percentage",
+    metric: Annotated[
+        str | None,
+        typer.Option(
+            help="Metric to rank by [default: the best lower bound of quality among the runs with a proven "
+            "gain on the newest one's test examples]."
+        ),
+    ] = None,
     target: Annotated[str | None, typer.Option(help="Only consider runs with this target id.")] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="The lowest value is best.")] = False,
     experiment: Experiment = None,
 ) -> None:
-    """Show the best finished run. Exits 1 if there is none."""
+    """Show the best finished run with a proven gain. Exits 1 if there is none."""
     from agentcore.cli._render import print_run
     from agentcore.dspy_optimization import MLflowTracker
 
     tracker = MLflowTracker(tracking_config(experiment))
+    if ascending and metric is None:
+        raise ConfigurationError("--ascending needs --metric")
     best_run = tracker.get_best_run(metric, "ASC" if ascending else "DESC", target_id=target)
     found = run(after_backlog(tracker, best_run))
     if found is None:
-        out.print(f"no finished run with metric {metric!r} in experiment {tracker.config.experiment_name!r}")
+        what = "a proven gain" if metric is None else f"metric {metric!r}"
+        out.print(f"no finished run with {what} in experiment {tracker.config.experiment_name!r}")
         raise typer.Exit(1)
     print_run(found)
 
@@ -135,17 +149,24 @@ def show(
         str, typer.Argument(metavar="RUN", help="Run id or a unique prefix, 'latest' or 'best'.")
     ],
     examples: Annotated[int, typer.Option(min=0, help="How many fixed and broken examples to show.")] = 5,
+    reveal_test: Annotated[
+        bool,
+        typer.Option(
+            "--reveal-test",
+            help="Show the test examples that flipped; the run records that you did.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON object.")] = False,
     experiment: Experiment = None,
 ) -> None:
-    """Show a run: its metrics, the optimized prompt as text, and the examples that flipped."""
+    """Show a run: its metrics, the optimized prompt as text, and the validation examples that flipped."""
     from agentcore.dspy_optimization import MLflowTracker
 
     tracker = MLflowTracker(tracking_config(experiment))
     if as_json:
         run(_show_json(tracker, run_id))
     else:
-        run(after_backlog(tracker, _show(tracker, run_id, examples)))
+        run(after_backlog(tracker, _show(tracker, run_id, examples, reveal_test=reveal_test)))
 
 
 async def _show_json(tracker: "MLflowTracker", wanted: str) -> None:
@@ -158,7 +179,7 @@ async def _show_json(tracker: "MLflowTracker", wanted: str) -> None:
     typer.echo((await pipeline.result(run_id)).model_dump_json(indent=2))
 
 
-async def _show(tracker: "MLflowTracker", wanted: str, examples: int) -> None:
+async def _show(tracker: "MLflowTracker", wanted: str, examples: int, *, reveal_test: bool) -> None:
     from agentcore.cli._render import print_flipped, print_prompt, print_run
     from agentcore.tracking import model_names
 
@@ -171,8 +192,9 @@ async def _show(tracker: "MLflowTracker", wanted: str, examples: int) -> None:
         print_prompt(await tracker.read_prompt(found.info.run_id, name))
     if not names:
         out.print("\nthe run kept no model")
-    try:
-        content = await tracker.read_json(found.info.run_id, "test_examples.json")
-    except ArtifactError:
-        return  # a run that failed or was stopped has none
-    print_flipped(content, examples)
+    # A run that failed or was stopped has neither.
+    with suppress(ArtifactError):
+        content = await tracker.read_json(found.info.run_id, "validation_examples.json")
+        print_flipped(content, examples, "validation")
+    if reveal_test:
+        print_flipped(await tracker.reveal_test(found.info.run_id), examples, "test")

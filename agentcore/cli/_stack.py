@@ -58,6 +58,19 @@ def init(
         out.print(f"  {step}", soft_wrap=True)
 
 
+def keys() -> None:
+    """Print a new key pair, to sign saved programs and to load only signed ones."""
+    from agentcore.tracking import new_keys
+
+    private, public = new_keys()
+    out.print("# Keep this one secret, and set it where programs are saved:", soft_wrap=True)
+    out.print(f"AGENTCORE_SIGNING_KEY={private}", soft_wrap=True)
+    out.print(
+        "# Set this one where programs are loaded or served; unsigned ones are then refused:", soft_wrap=True
+    )
+    out.print(f"AGENTCORE_TRUSTED_KEYS={public}", soft_wrap=True)
+
+
 def cluster_secrets() -> str:
     """The contents of the Secret `mlflow-stores`; the last two only matter with the auth component."""
     values = {

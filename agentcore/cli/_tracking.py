@@ -53,7 +53,9 @@ async def find_run(tracker: "MLflowTracker", wanted: str) -> "Run":
     if wanted == "best":
         best = await tracker.get_best_run()
         if best is None:
-            raise ConfigurationError(f"there is no finished run yet. {_NO_RUNS}")
+            raise ConfigurationError(
+                f"there is no run with a proven gain in quality. List all with: agentcore runs. {_NO_RUNS}"
+            )
         return best
     if wanted == "latest":
         recent = await tracker.search_runs(max_results=1)

@@ -1,18 +1,34 @@
 """Labelled examples: loading, digests and splits."""
 
 from agentcore.data._builtin import BUILTIN_DATASETS, load_builtin
+from agentcore.data._canonical import fold
 from agentcore.data._check import check_inputs
-from agentcore.data._dataset import Dataset, Example, Split, Splits, given_splits
+from agentcore.data._dataset import (
+    Dataset,
+    Example,
+    Split,
+    Splits,
+    given_splits,
+    shared_questions,
+    too_few_clusters,
+)
 from agentcore.data._load import load_dataset
+from agentcore.data._split import SPLITS, keys_of, planned_sizes
 
 __all__ = [
     "BUILTIN_DATASETS",
+    "SPLITS",
     "Dataset",
     "Example",
     "Split",
     "Splits",
     "check_inputs",
+    "fold",
     "given_splits",
+    "keys_of",
     "load_builtin",
     "load_dataset",
+    "planned_sizes",
+    "shared_questions",
+    "too_few_clusters",
 ]

@@ -80,10 +80,17 @@ def resolve_input_fields(fields: tuple[str, ...], input_fields: InputFields, nam
 _DSPYS_OWN = ("base", "self")
 """Names that `dspy.Example(**fields)` reserves."""
 _ARGUMENTS = frozenset(
-    {"config", "demos", "lm", "max_iters", "new_signature", "prediction", "signature", "_trace"}
+    {
+        *("config", "demos", "interpreter", "interpreter_factory", "lm", "max_iters", "new_signature"),
+        *("prediction", "signature", "_trace"),
+    }
 )
 """Inputs that DSPy's modules take for their own arguments: `config` could send the calls, and the API key, to
 an address that a row names."""
+
+
+_CONTENT_MARK = "<<CUSTOM-TYPE-START-IDENTIFIER>>"
+"""With this, DSPy marks content in a prompt that is no text."""
 
 
 def check_inputs(names: Iterable[Any], name: str) -> None:
@@ -126,8 +133,14 @@ def _check_value(value: Any, where: str) -> None:
     if isinstance(value, float) and not math.isfinite(value):
         raise DataError(f"{where}: {value} is not a finite number. Replace it or drop the row")
     try:
-        json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(
             f"{where}: a value of type {type(value).__name__} can't be stored as JSON ({error})"
         ) from None
+    if _CONTENT_MARK in text:
+        raise DataError(
+            f"{where}: contains {_CONTENT_MARK}, which DSPy would turn into files and addresses that the "
+            "provider fetches. Remove it"
+        )

@@ -1,75 +1,62 @@
 """`Dataset`: examples with named input fields, a digest, and splits that never share an example."""
 
-import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+from agentcore.data._canonical import canonical_json, sha256
 from agentcore.data._check import InputFields, check_inputs, check_rows, resolve_input_fields
+from agentcore.data._example import Example
+from agentcore.data._split import MINIMUM, SPLITS, Fractions, Split, divide, keys_of
 from agentcore.errors import DataError
 
-Split = Literal["train", "validation", "test"]
-
-DEFAULT_FRACTIONS = (0.3, 0.3, 0.4)
-MIN_TRAIN = 2
-MIN_VALIDATION = 2
-MIN_TEST = 6
-"""With fewer than 6 pairs, no sign-flip test can reach p < 0.05: 2 · 2⁻⁵ = 0.0625."""
-
-
-def canonical_json(value: Any) -> str:
-    """Canonical JSON, the same for equal data: sorted keys, no spaces, no NaN or infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+__all__ = ["Dataset", "Example", "Split", "Splits", "given_splits"]
 
 
 @dataclass(frozen=True)
-class Example:
-    """One labelled example. `digest` covers all fields, `input_digest` the inputs only."""
+class Splits:
+    """Datasets that share no example. Iterating gives train, validation and test.
 
-    values: Mapping[str, Any]
-    input_fields: tuple[str, ...]
-
-    @property
-    def inputs(self) -> dict[str, Any]:
-        return {name: self.values[name] for name in self.input_fields}
-
-    @property
-    def labels(self) -> dict[str, Any]:
-        return {name: value for name, value in self.values.items() if name not in self.input_fields}
-
-    @cached_property
-    def digest(self) -> str:
-        return _sha256(dict(self.values))
-
-    @cached_property
-    def input_digest(self) -> str:
-        return _sha256(self.inputs)
-
-    @cached_property
-    def dspy(self) -> Any:
-        """The same example as a `dspy.Example`."""
-        import dspy
-
-        return dspy.Example(**self.values).with_inputs(*self.input_fields)
-
-
-class Splits(NamedTuple):
-    """Three datasets that share no example. The optimizer never sees `test`."""
+    Attributes:
+        test: the optimizer never sees it.
+        sealed: examples that no run has used yet, for later tests; None if there are none.
+        inherited: the splits of earlier runs that this one started from, as `members` gives them.
+    """
 
     train: "Dataset"
     validation: "Dataset"
     test: "Dataset"
+    sealed: "Dataset | None" = None
+    inherited: Mapping[str, Split] = field(default_factory=dict, compare=False, repr=False)
+
+    def __iter__(self) -> "Iterator[Dataset]":
+        return iter((self.train, self.validation, self.test))
+
+    @property
+    def parts(self) -> dict[Split, "Dataset"]:
+        """The splits that have examples, by name."""
+        every = (*self, self.sealed)
+        return {name: part for name, part in zip(SPLITS, every, strict=True) if part is not None}
 
     @property
     def sizes(self) -> dict[str, int]:
-        return {name: len(part) for name, part in self._asdict().items()}
+        return {name: len(part) for name, part in self.parts.items()}
+
+    def members(self) -> dict[str, Split]:
+        """The split of each example's folded inputs and of each cluster, by digest; sealed ones are left
+        out, since nothing has seen them. Includes those of earlier runs; what any of them trained on stays
+        in train."""
+        known: dict[str, Split] = {}
+        for name in ("train", "validation", "test"):
+            known |= {
+                key: name for key, split in self.inherited.items() if split == name and key not in known
+            }
+            for item in self.parts[name]:
+                for key in keys_of(item):
+                    known.setdefault(key, name)
+        return known
 
 
 @dataclass(frozen=True)
@@ -77,12 +64,16 @@ class Dataset(Sequence[Example]):
     """Examples that all have the same fields.
 
     Build one with `Dataset.from_rows` or `load_dataset`; the constructor checks only the inputs' names.
+
+    Attributes:
+        cluster_field: the field that names each example's cluster, such as a conversation or a document.
     """
 
     name: str
     examples: tuple[Example, ...]
     input_fields: tuple[str, ...]
     description: str = field(default="", compare=False)
+    cluster_field: str | None = None
 
     def __post_init__(self) -> None:
         check_inputs(self.input_fields, self.name)
@@ -95,19 +86,29 @@ class Dataset(Sequence[Example]):
         input_fields: InputFields = None,
         name: str = "data",
         description: str = "",
+        cluster: str | None = None,
     ) -> "Dataset":
         """Check rows and build a dataset from them.
 
         Without `input_fields`, the fields named like a label (answer, label, output, target, …) are the
         outputs and all others are inputs.
 
+        Args:
+            cluster: the field that names each example's cluster. It is an input only if `input_fields`
+                says so.
+
         Raises:
             DataError: no rows, rows whose fields differ, missing values, names that aren't Python
-                identifiers, or values that can't be stored as JSON.
+                identifiers, values that can't be stored as JSON, or no field `cluster`.
         """
         check_rows(rows, name)
-        inputs = resolve_input_fields(tuple(rows[0]), input_fields, name)
-        return cls(name, tuple(Example(dict(row), inputs) for row in rows), inputs, description)
+        if cluster is not None and cluster not in rows[0]:
+            raise DataError(f"{name}: no field {cluster!r} for cluster; it has {', '.join(rows[0])}")
+        named = isinstance(input_fields, (list, tuple)) and cluster in input_fields
+        fields = tuple(item for item in rows[0] if item != cluster or named)
+        inputs = resolve_input_fields(fields, input_fields, name)
+        examples = tuple(Example(dict(row), inputs, cluster) for row in rows)
+        return cls(name, examples, inputs, description, cluster)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -124,17 +125,23 @@ class Dataset(Sequence[Example]):
 
     @property
     def output_fields(self) -> tuple[str, ...]:
-        return tuple(name for name in self.fields if name not in self.input_fields)
+        known = (*self.input_fields, self.cluster_field)
+        return tuple(name for name in self.fields if name not in known)
+
+    @property
+    def clusters(self) -> list[str] | None:
+        """The cluster of each example; None if they are independent."""
+        return None if self.cluster_field is None else [str(item.cluster) for item in self.examples]
 
     @cached_property
     def digest(self) -> str:
         """sha256 over the canonical JSON of all examples, in their order, and the input fields."""
-        return _sha256(
+        return sha256(
             {"inputs": list(self.input_fields), "examples": [dict(item.values) for item in self.examples]}
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """The examples as dicts, one per example, with inputs and labels."""
+        """The examples as dicts, one per example, with all fields."""
         return [dict(item.values) for item in self.examples]
 
     def dspy(self) -> list[Any]:
@@ -148,44 +155,62 @@ class Dataset(Sequence[Example]):
             DataError: a name is not a field, or no field remains as an output.
         """
         return Dataset.from_rows(
-            self.rows(), input_fields=input_fields, name=self.name, description=self.description
+            self.rows(),
+            input_fields=list(input_fields),
+            name=self.name,
+            description=self.description,
+            cluster=self.cluster_field,
+        )
+
+    def with_cluster(self, cluster: str) -> "Dataset":
+        """The same examples, clustered by a field.
+
+        Raises:
+            DataError: there is no such field.
+        """
+        inputs = [name for name in self.input_fields if name != cluster] or list(self.input_fields)
+        return Dataset.from_rows(
+            self.rows(), input_fields=inputs, name=self.name, description=self.description, cluster=cluster
         )
 
     def part(self, suffix: str, examples: Sequence[Example]) -> "Dataset":
         """A dataset of some of the examples, named `{name}-{suffix}`."""
-        return Dataset(f"{self.name}-{suffix}", tuple(examples), self.input_fields, self.description)
+        return Dataset(
+            f"{self.name}-{suffix}", tuple(examples), self.input_fields, self.description, self.cluster_field
+        )
 
-    def split(self, *, seed: int = 0, fractions: tuple[float, float, float] = DEFAULT_FRACTIONS) -> Splits:
-        """Split into train, validation and test. The same examples and seed give the same splits, whatever
-        the order of the examples.
+    def split(
+        self,
+        *,
+        seed: int = 0,
+        fractions: Fractions | None = None,
+        keep: Mapping[str, Split] | None = None,
+    ) -> Splits:
+        """Split into train, validation, test and a sealed rest. The same examples and seed give the same
+        splits, whatever the order of the examples; adding examples moves few others.
 
-        Examples are sorted by the sha256 of seed and input digest, so rows with equal inputs stay together
-        and the same input is never in two splits.
+        Examples whose inputs differ only in case, spaces or punctuation at the ends stay together, and so do
+        those of one cluster. If the labels are few values, every split has them in proportion.
+
+        Args:
+            seed: the split's own seed.
+            fractions: of train, validation and test, which then use all examples. By default 30/30/40 for
+                small sets; in large sets, smaller shares for train (at most 150) and validation (at
+                most 300), at most 600 for test, and the rest is sealed.
+            keep: `Splits.members()` of an earlier run: its examples stay where they were.
 
         Raises:
             DataError: `fractions` aren't three positive numbers that sum to 1, or there are too few
                 examples; the message says how many are needed.
         """
-        if len(fractions) != 3 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1.0):
+        if fractions is not None and (
+            len(fractions) != 3 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1.0)
+        ):
             raise DataError(f"split fractions {fractions} must be three positive numbers that sum to 1")
-        groups: dict[str, list[Example]] = {}
-        for item in self.examples:
-            groups.setdefault(item.input_digest, []).append(item)
-        needed = _least_total(fractions)
-        if len(groups) < needed:
-            what = "example" if len(groups) == 1 else "examples"
-            raise DataError(
-                f"{self.name}: {len(groups)} distinct {what}, but at least {needed} are needed for a "
-                f"{'/'.join(f'{part:.0%}' for part in fractions)} split (train ≥ {MIN_TRAIN}, "
-                f"validation ≥ {MIN_VALIDATION}, test ≥ {MIN_TEST})"
-            )
-        order = sorted(groups, key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
-        train_end, validation_end = _cuts(len(order), fractions)
-        chunks = order[:train_end], order[train_end:validation_end], order[validation_end:]
-        parts = [[item for digest in chunk for item in groups[digest]] for chunk in chunks]
-        return Splits(
-            self.part("train", parts[0]), self.part("validation", parts[1]), self.part("test", parts[2])
-        )
+        found = divide(self.examples, seed, fractions, keep or {}, self.name)
+        train, validation, test = (self.part(name, found[name]) for name in SPLITS[:3])
+        sealed = self.part("sealed", found["sealed"]) if found["sealed"] else None
+        return Splits(train, validation, test, sealed)
 
 
 def given_splits(train: Dataset, validation: Dataset, test: Dataset) -> Splits:
@@ -195,12 +220,11 @@ def given_splits(train: Dataset, validation: Dataset, test: Dataset) -> Splits:
         DataError: two splits share an example's inputs, or a split is too small.
     """
     splits = Splits(train, validation, test)
-    least = {"train": MIN_TRAIN, "validation": MIN_VALIDATION, "test": MIN_TEST}
-    for name, part in splits._asdict().items():
-        if len(part) < least[name]:
-            raise DataError(f"the {name} split has {len(part)} examples, but needs at least {least[name]}")
+    for name, part in splits.parts.items():
+        if len(part) < MINIMUM[name]:
+            raise DataError(f"the {name} split has {len(part)} examples, but needs at least {MINIMUM[name]}")
     seen: dict[str, str] = {}
-    for name, part in splits._asdict().items():
+    for name, part in splits.parts.items():
         for position, item in enumerate(part):
             other = seen.setdefault(item.input_digest, name)
             if other != name:
@@ -211,16 +235,28 @@ def given_splits(train: Dataset, validation: Dataset, test: Dataset) -> Splits:
     return splits
 
 
-def _cuts(total: int, fractions: tuple[float, float, float]) -> tuple[int, int]:
-    train = max(MIN_TRAIN, round(total * fractions[0]))
-    return train, train + max(MIN_VALIDATION, round(total * fractions[1]))
+def shared_questions(splits: Splits) -> list[str]:
+    """Warnings about test examples whose question, apart from case, spaces and final punctuation, or whose
+    cluster is also in another split."""
+    others = {key for part in (splits.train, splits.validation) for item in part for key in keys_of(item)}
+    shared = sum(any(key in others for key in keys_of(item)) for item in splits.test)
+    if not shared:
+        return []
+    return [
+        f"{shared} of {len(splits.test)} test examples have a twin in the train or validation split (the "
+        "same inputs apart from case, spaces or punctuation at the ends, or the same cluster): the gain may "
+        "be too high"
+    ]
 
 
-def _least_total(fractions: tuple[float, float, float]) -> int:
-    total = MIN_TRAIN + MIN_VALIDATION + MIN_TEST
-    while total - _cuts(total, fractions)[1] < MIN_TEST:
-        total += 1
-    return total
+def too_few_clusters(splits: Splits) -> list[str]:
+    """A warning if the test split has too few clusters for any claim."""
+    clusters = splits.test.clusters
+    if clusters is None or len(set(clusters)) >= MINIMUM["test"]:
+        return []
+    count = len(set(clusters))
+    what = "1 cluster" if count == 1 else f"{count} clusters"
+    return [f"the test split has {what}: fewer than {MINIMUM['test']} can't prove a gain"]
 
 
 def _short(value: Any, limit: int = 80) -> str:

@@ -13,34 +13,45 @@ from agentcore.data._dataset import Dataset
 from agentcore.errors import DataError
 
 
-def load_dataset(source: Any, *, input_fields: InputFields = None, name: str | None = None) -> Dataset:
+def load_dataset(
+    source: Any,
+    *,
+    input_fields: InputFields = None,
+    name: str | None = None,
+    cluster: str | None = None,
+) -> Dataset:
     """Load a `Dataset` from a `Dataset`, a list of dicts or `dspy.Example`s, a pandas frame, a path
     (.jsonl, .json, .csv) or the name of a built-in data set (iris, wine, breast_cancer).
+
+    Args:
+        cluster: the field that names each example's cluster; see `Dataset.from_rows`.
 
     Raises:
         DataError: the source can't be read or its rows can't be used; the message names the row.
     """
     if isinstance(source, Dataset):
-        return _with_inputs(source, input_fields)
+        return _changed(source, input_fields, cluster)
     if isinstance(source, (str, Path)):
-        return _from_path(source, input_fields, name)
+        return _from_path(source, input_fields, name, cluster)
     if _is_frame(source):
         rows = [_plain(row) for row in source.to_dict(orient="records")]
-        return Dataset.from_rows(rows, input_fields=input_fields, name=name or "dataframe")
+        return Dataset.from_rows(rows, input_fields=input_fields, name=name or "dataframe", cluster=cluster)
     if isinstance(source, Iterable):
-        return _from_items(list(source), input_fields, name or "data")
+        return _from_items(list(source), input_fields, name or "data", cluster)
     raise DataError(
         f"can't read examples from a {type(source).__name__}: pass a list of dicts, "
         "dspy.Examples, a pandas DataFrame or a file"
     )
 
 
-def _with_inputs(data: Dataset, input_fields: InputFields) -> Dataset:
-    """Keep the dataset's inputs unless the caller names others explicitly."""
+def _changed(data: Dataset, input_fields: InputFields, cluster: str | None) -> Dataset:
+    """Keep the dataset's inputs and clusters unless the caller names others explicitly."""
+    if cluster is not None and cluster != data.cluster_field:
+        data = data.with_cluster(cluster)
     return data if input_fields is None or callable(input_fields) else data.with_inputs(input_fields)
 
 
-def _from_items(items: list[Any], input_fields: InputFields, name: str) -> Dataset:
+def _from_items(items: list[Any], input_fields: InputFields, name: str, cluster: str | None) -> Dataset:
     rows = []
     for number, item in enumerate(items, 1):
         if isinstance(item, Mapping):
@@ -53,13 +64,15 @@ def _from_items(items: list[Any], input_fields: InputFields, name: str) -> Datas
             raise DataError(
                 f"{name}, row {number}: expected a dict or a dspy.Example, got {type(item).__name__}"
             )
-    return Dataset.from_rows(rows, input_fields=input_fields, name=name)
+    return Dataset.from_rows(rows, input_fields=input_fields, name=name, cluster=cluster)
 
 
-def _from_path(source: str | Path, input_fields: InputFields, name: str | None) -> Dataset:
+def _from_path(
+    source: str | Path, input_fields: InputFields, name: str | None, cluster: str | None
+) -> Dataset:
     path = Path(source)
     if str(source) in BUILTIN_DATASETS and not path.exists():
-        return _with_inputs(load_builtin(str(source)), input_fields)
+        return _changed(load_builtin(str(source)), input_fields, cluster)
     readers = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
     reader = readers.get(path.suffix.lower())
     if reader is None:
@@ -75,7 +88,7 @@ def _from_path(source: str | Path, input_fields: InputFields, name: str | None) 
         raise DataError(f"{path} can't be read as UTF-8 text: {error}") from None
     except csv.Error as error:
         raise DataError(f"{path} can't be read as CSV: {error}") from None
-    return Dataset.from_rows(rows, input_fields=input_fields, name=name or path.stem)
+    return Dataset.from_rows(rows, input_fields=input_fields, name=name or path.stem, cluster=cluster)
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:

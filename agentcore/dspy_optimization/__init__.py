@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentcore.dspy_optimization._interrupted import interrupted_runs, mark_interrupted
+    from agentcore.dspy_optimization._interrupted import interrupted_runs, mark_interrupted, resumable_runs
     from agentcore.dspy_optimization._log import Progress
     from agentcore.dspy_optimization._plan import Estimate
     from agentcore.dspy_optimization._program import resolve_program
@@ -35,6 +35,7 @@ _MODULES = {
     "interrupted_runs": "_interrupted",
     "mark_interrupted": "_interrupted",
     "resolve_program": "_program",
+    "resumable_runs": "_interrupted",
 }
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "interrupted_runs",
     "mark_interrupted",
     "resolve_program",
+    "resumable_runs",
 ]
 
 

@@ -1,5 +1,6 @@
 """The caps of a run, and the reserve for measuring the winner."""
 
+import math
 from collections.abc import Sequence
 
 from agentcore.dspy_optimization.models import OptimizationConstraints
@@ -16,29 +17,44 @@ class Budget:
 
     The search leaves enough to measure the winner: the cost of the baseline, or of the costliest candidate
     so far.
+
+    Args:
+        tests: number of test examples.
+        repeats: how often each is run.
+        sides: programs measured after the search: the winner, or the original program as well.
     """
 
     def __init__(
-        self, constraints: OptimizationConstraints, meter: Meter, max_concurrency: int, tests: int
+        self,
+        constraints: OptimizationConstraints,
+        meter: Meter,
+        max_concurrency: int,
+        tests: int,
+        *,
+        repeats: int = 1,
+        sides: int = 1,
     ) -> None:
         self.constraints = constraints
         self.caps = Amount(constraints.max_lm_calls, constraints.max_tokens, constraints.max_cost_usd)
         self.ledger = Ledger(meter, self.caps)
         self.control = Control(self.ledger, max_concurrency, meter.prices)
         self._tests = tests
+        self._repeats = repeats
+        self._sides = sides
         self._needed = Amount(0, 0, 0.0)
         self._judged = Amount(0, 0, 0.0)
         self._taken: dict[str, tuple[int, Amount]] = {}
-        """Number of examples and their total cost, by candidate."""
+        """Number of runs and their total cost, by candidate."""
 
     def check_baseline(self) -> None:
         """Raise `ConfigurationError` if the caps don't cover even the baseline and the winner."""
         calls = self.caps.calls
-        if calls is not None and calls <= 2 * self._tests:
-            raise self.too_little(f"the baseline and the winner need at least {self._tests} calls each")
+        runs = self._tests * self._repeats
+        if calls is not None and calls <= (1 + self._sides) * runs:
+            raise self.too_little(f"the baseline and the winner need at least {runs} calls each")
 
     def begin_search(self, baseline: Sequence[ExampleRecord], judged: Spend, *, begun: bool) -> None:
-        """Reserve the cost of the baseline for measuring the winner.
+        """Reserve the cost of the baseline for each program measured after the search.
 
         Args:
             judged: spend of the metric's own LM calls on the baseline.
@@ -49,12 +65,13 @@ class Budget:
         """
         if not self.caps:
             return
-        self._judged = Amount.of(judged).plus(Amount(judged.cache_hits)).times(1 / len(baseline))
+        runs = sum(record.draws for record in baseline)
+        self._judged = Amount.of(judged).plus(Amount(judged.cache_hits)).times(1 / runs)
         measured = [record for record in baseline if record.failed != "lm"] or list(baseline)
         total = Amount(0, 0, 0.0)
         for record in measured:
             total = total.plus(_amount(record))
-        self._taken["baseline"] = len(measured), total
+        self._taken["baseline"] = sum(record.draws for record in measured), total
         self._keep()
         if begun:
             return
@@ -68,8 +85,13 @@ class Budget:
         if not self.caps or record.failed == "lm":
             return
         count, total = self._taken.get(candidate, (0, Amount(0, 0, 0.0)))
-        self._taken[candidate] = count + 1, total.plus(_amount(record))
+        self._taken[candidate] = count + record.draws, total.plus(_amount(record))
         self._keep()
+
+    def affords_warm_up(self) -> bool:
+        """Whether a run of the program that measures nothing is a small part of the calls left."""
+        left = self.ledger.left().calls
+        return left is None or left > (2 + self._sides) * self._tests * self._repeats
 
     def begin_winner(self) -> None:
         self.ledger.set_aside = Amount()
@@ -99,7 +121,18 @@ class Budget:
         calls, tokens, usd = (max(values) for values in zip(*map(_numbers, means), strict=True))
         # No margin on calls: they vary less per example than tokens do, and call caps may be tight.
         each = Amount(calls, tokens * _MARGIN, usd * _MARGIN).plus(self._judged)
-        self._needed = self.ledger.set_aside = each.times(self._tests)
+        self._needed = self.ledger.set_aside = each.times(self._tests * self._repeats * self._sides)
+
+
+def charge_reserved(meter: Meter, reserved: Amount | None) -> int:
+    """Charge what a process that died had reserved and not accounted for; returns the number of calls."""
+    if reserved is None:
+        return 0
+    spent = Amount.of(meter.total)
+    rest = [max(0.0, most - used) for most, used in zip(_numbers(reserved), _numbers(spent), strict=True)]
+    calls = math.ceil(rest[0] - 1e-9)
+    meter.assume(calls, rest[1], rest[2])
+    return calls
 
 
 def _amount(record: ExampleRecord) -> Amount:

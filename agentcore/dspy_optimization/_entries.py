@@ -9,10 +9,13 @@ from agentcore.dspy_optimization._plots import PlotsLogged, TrialPoint
 from agentcore.tracking import Draft, Entries, MetricsLogged
 
 if TYPE_CHECKING:
+    from agentcore.data import Example
     from agentcore.dspy_optimization.models import OptimizationResult
-    from agentcore.evaluation import Comparison, EvaluationReport, PerformanceMetrics
+    from agentcore.evaluation import Comparison, EvaluationReport, ExampleRecord, PerformanceMetrics
 
 TRAINING_DATA = "training_data.json"
+TEST_EXAMPLES = "test_examples.json"
+VALIDATION_EXAMPLES = "validation_examples.json"
 RESULT = "result.json"
 
 
@@ -47,15 +50,17 @@ class OptimizationEntries(Entries):
             "digest": data.digest,
             "input_fields": list(data.input_fields),
             "description": data.description,
+            "cluster": data.cluster_field,
             "examples": data.rows(),
         }
         parts: dict[str, Dataset] = {"training": data}
         if splits is not None:
-            parts = splits._asdict()
+            parts = {str(name): part for name, part in splits.parts.items()}
             content["splits"] = {
                 name: {"digest": part.digest, "examples": [item.digest for item in part]}
                 for name, part in parts.items()
             }
+            content["inherited"] = dict(splits.inherited)
             content["example_digests"] = [item.digest for item in data]
         # A resumed run reads this back: ordinary words that happen to be passwords must stay.
         file = self.json(TRAINING_DATA, content, redactor=self.redactor.for_content())
@@ -81,24 +86,59 @@ class OptimizationEntries(Entries):
         test: Dataset,
         baseline: "EvaluationReport",
         optimized: "EvaluationReport",
-        comparison: "Comparison",
     ) -> list[Draft]:
+        pairs = [
+            (test[before.index], before, after)
+            for before, after in zip(baseline.records, optimized.records, strict=True)
+        ]
+        return self._examples(TEST_EXAMPLES, pairs, baseline.success_threshold)
+
+    def validation(
+        self,
+        validation: Dataset,
+        baseline: "Mapping[str, ExampleRecord]",
+        optimized: "Mapping[str, ExampleRecord]",
+        success_threshold: float,
+    ) -> list[Draft]:
+        """The validation examples that both programs have answered; their records come by example."""
+        pairs = [
+            (item, baseline[item.digest], optimized[item.digest])
+            for item in validation
+            if item.digest in baseline and item.digest in optimized
+        ]
+        return self._examples(VALIDATION_EXAMPLES, pairs, success_threshold)
+
+    def _examples(
+        self,
+        path: str,
+        pairs: "Sequence[tuple[Example, ExampleRecord, ExampleRecord]]",
+        success_threshold: float,
+    ) -> list[Draft]:
+        """Both programs' answers by example, and the positions of those that flipped."""
+        fixed, broken = [], []
+        for position, (_, before, after) in enumerate(pairs):
+            if before.score is None or after.score is None:
+                continue
+            if before.score < success_threshold <= after.score:
+                fixed.append(position)
+            elif after.score < success_threshold <= before.score:
+                broken.append(position)
         rows = [
             {
-                "inputs": test[before.index].inputs,
-                "labels": test[before.index].labels,
+                "inputs": item.inputs,
+                "labels": item.labels,
                 "baseline": before.as_dict(),
                 "optimized": after.as_dict(),
             }
-            for before, after in zip(baseline.records, optimized.records, strict=True)
+            for item, before, after in pairs
         ]
         content = {
-            "success_threshold": baseline.success_threshold,
-            "fixed": list(comparison.fixed),
-            "broken": list(comparison.broken),
+            "success_threshold": success_threshold,
+            "fixed": fixed,
+            "broken": broken,
             "examples": rows,
         }
-        return self.json("test_examples.json", content)
+        return self.json(path, content)
 
     def result(self, result: "OptimizationResult") -> list[Draft]:
         drafts = self.performance("baseline_", result.baseline_performance)
@@ -116,6 +156,8 @@ class OptimizationEntries(Entries):
                 "improvement_low": result.interval[0],
                 "improvement_high": result.interval[1],
                 "smallest_detectable_gain": result.smallest_detectable_gain,
+                **_quality(result),
+                **_claims(result),
                 "lm_calls": result.spend.calls,
                 "total_tokens": result.spend.total_tokens,
                 "cost_usd": result.spend.cost_usd,
@@ -141,6 +183,28 @@ class OptimizationEntries(Entries):
 
 def trial_metrics(trial: int, score: float, best: float) -> MetricsLogged:
     return MetricsLogged(metrics={"trial_score": score, "best_score": best}, step=trial)
+
+
+def _quality(result: "OptimizationResult") -> dict[str, float]:
+    interval = result.quality_interval
+    if interval is None:
+        return {}
+    return {"optimized_quality_low": interval.low, "optimized_quality_high": interval.high}
+
+
+def _claims(result: "OptimizationResult") -> dict[str, float]:
+    """Gain, interval and p-value of every objective; those of quality have names of their own."""
+    return {
+        f"{item.figure}_{name}": value
+        for item in result.claims
+        if item.figure != "quality_score"
+        for name, value in (
+            ("gain", item.gain),
+            ("gain_low", item.interval.low),
+            ("gain_high", item.interval.high),
+            ("p_value", item.p_value),
+        )
+    }
 
 
 def _difference(before: float | None, after: float | None) -> float | None:

@@ -11,7 +11,7 @@ from agentcore._threads import run_in_thread
 from agentcore.data import Example
 from agentcore.dspy_optimization._budget import Budget
 from agentcore.dspy_optimization._events import ExampleMeasured
-from agentcore.dspy_optimization._history import BASELINE, WINNER, state_digest
+from agentcore.dspy_optimization._history import TESTED, state_digest
 from agentcore.dspy_optimization._log import RunLog
 from agentcore.evaluation import (
     EvaluationLimits,
@@ -60,6 +60,7 @@ class Evaluator:
         candidate: str,
         tolerated: int | None = None,
         measured: dict[int, ExampleRecord] | None = None,
+        repeats: int = 1,
     ) -> EvaluationReport:
         """Evaluate the examples without a known result, writing each result to the journal as it arrives.
 
@@ -67,6 +68,7 @@ class Evaluator:
             candidate: digest of the program's state.
             tolerated: for a candidate, how many examples the LM may fail on.
             measured: receives each record by index, even if the evaluation is stopped.
+            repeats: see `evaluate`.
         """
         progress = self.log.progress
         progress.done += len(known)
@@ -75,7 +77,7 @@ class Evaluator:
             progress.done += 1
             if measured is not None:
                 measured[record.index] = record
-            if evaluation not in (BASELINE, WINNER):
+            if evaluation not in TESTED:
                 self.budget.learn(candidate, record)
             self.log.emit(
                 ExampleMeasured,
@@ -95,7 +97,9 @@ class Evaluator:
             known=known,
             judging=lambda: progress.meter.stage("judge"),
             place=self.place,
+            repeats=repeats,
         )
+        self.budget.control.check()
         await self.log.durable()
         return report
 
@@ -144,6 +148,11 @@ class CandidateEvaluator:
     @property
     def max_concurrency(self) -> int:
         return self._evaluator.limits.max_concurrency
+
+    def results(self, candidate: str) -> dict[str, ExampleRecord]:
+        """The known results of a candidate, by example."""
+        known = self._evaluator.log.history.measured(SEARCH, candidate)
+        return {**known, **self._results[SEARCH, candidate]}
 
     async def evaluate(
         self, program: "dspy.Module", examples: Sequence[Example], evaluation: str = SEARCH

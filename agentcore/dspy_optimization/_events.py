@@ -84,6 +84,19 @@ class SpendCounted(OptimizationEvent):
     by_stage: dict[str, dict[str, Any]]
     seconds: float
     search_seconds: float
+    settled: bool = False
+    """Whether no call was in flight, so that nothing else is reserved."""
+
+
+class SpendReserved(OptimizationEvent):
+    """What the run may have spent at most from here on, written before the calls are made.
+
+    If the process dies, it counts as spent."""
+
+    kind: Literal["spend_reserved"] = "spend_reserved"
+    calls: float
+    tokens: float
+    usd: float
 
 
 class BaselineMeasured(OptimizationEvent):
@@ -125,6 +138,7 @@ class WinnerMeasured(OptimizationEvent):
     metrics: dict[str, float | None]
     improvement: float
     p_value: float
+    verdict: str | None = None
 
 
 class ResultRecorded(OptimizationEvent):

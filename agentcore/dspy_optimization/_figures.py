@@ -76,7 +76,7 @@ def key_improvements(
     lines = [
         f"quality_score {baseline.quality_score:.3f} → {optimized.quality_score:.3f}: "
         f"{comparison.difference:+.3f}, 95% interval {low:+.3f} to {high:+.3f}, "
-        f"p = {comparison.p_value:.2g}, over {comparison.examples} test examples",
+        f"p = {comparison.p_value:.2g}, over {comparison.examples} test examples: {comparison.verdict}",
         f"success_rate {baseline.success_rate:.3f} → {optimized.success_rate:.3f}: "
         f"{len(comparison.fixed)} examples fixed, {len(comparison.broken)} broken",
     ]

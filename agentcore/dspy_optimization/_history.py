@@ -14,19 +14,22 @@ from agentcore.dspy_optimization._events import (
     ExampleMeasured,
     JobRecorded,
     SpendCounted,
+    SpendReserved,
     StepFinished,
     TrialFinished,
     WarningRaised,
 )
 from agentcore.evaluation import ExampleRecord
 from agentcore.journal import Event
-from agentcore.lm import Spend
-from agentcore.tracking import RunEnded, RunReopened, program_state
+from agentcore.lm import Amount, Spend
+from agentcore.tracking import RunEnded, RunReopened, RunTaken, program_state
 
 if TYPE_CHECKING:
     import dspy
 
-BASELINE, WINNER = "baseline", "winner"
+BASELINE, BASELINE_AGAIN, WINNER = "baseline", "baseline-again", "winner"
+TESTED = (BASELINE, BASELINE_AGAIN, WINNER)
+"""Evaluations on the test split. `BASELINE_AGAIN` is measured together with the winner."""
 
 
 def state_digest(program: "dspy.Module") -> str:
@@ -43,6 +46,8 @@ class History:
     steps: dict[str, Any] = field(default_factory=dict)
     trials: dict[int, TrialFinished] = field(default_factory=dict)
     spend: dict[str, Spend] = field(default_factory=dict)
+    reserved: Amount | None = None
+    """What the last process may have spent at most, if that isn't settled."""
     seconds: float = 0.0
     search_seconds: float = 0.0
     warnings: set[str] = field(default_factory=set)
@@ -50,6 +55,8 @@ class History:
     judged_baseline: Spend | None = None
     """Spend of the metric's own LM calls on the baseline."""
     has_candidates: bool = False
+    tokens: list[str] = field(default_factory=list)
+    """Of the processes that have resumed the run, in order."""
     ended: bool = False
     """Whether the end of the run was logged to MLflow."""
     _measured: dict[tuple[str, str], dict[str, ExampleRecord]] = field(
@@ -80,9 +87,8 @@ class History:
             case TrialFinished():
                 self.trials[event.trial] = event
                 self._settle(event.candidate)
-            case SpendCounted():
-                self.spend = {name: Spend(**values) for name, values in event.by_stage.items()}
-                self.seconds, self.search_seconds = event.seconds, event.search_seconds
+            case SpendReserved() | SpendCounted():
+                self._account(event)
             case ExampleMeasured():
                 record = ExampleRecord(**event.record)
                 key = event.evaluation, event.candidate
@@ -97,13 +103,28 @@ class History:
                 self._settled.update(key for key in self._measured if key[0] == BASELINE)
             case CandidateProposed():
                 self.has_candidates = True
+            case RunTaken():
+                self.tokens.append(event.token)
             case RunEnded():
                 self.ended = True
             case RunReopened():
                 self.ended = False
 
+    def _account(self, event: SpendReserved | SpendCounted) -> None:
+        if isinstance(event, SpendReserved):
+            self.reserved = Amount(event.calls, event.tokens, event.usd)
+            return
+        self.spend = {name: Spend(**values) for name, values in event.by_stage.items()}
+        self.seconds, self.search_seconds = event.seconds, event.search_seconds
+        if event.settled:
+            self.reserved = None
+
     def _settle(self, candidate: str) -> None:
         self._settled.update(key for key in self._measured if key[1] == candidate)
+
+    def measured(self, evaluation: str, candidate: str) -> dict[str, ExampleRecord]:
+        """A candidate's results in an evaluation, by example."""
+        return dict(self._measured.get((evaluation, candidate), {}))
 
     def records(
         self, evaluation: str, candidate: str, examples: Sequence[Example]
@@ -119,7 +140,7 @@ class History:
             record = self._measured.get(key, {}).get(_place(evaluation, index, item.digest))
             if record is None or record.digest != item.digest:
                 continue
-            again = record.failed if evaluation in (BASELINE, WINNER) else record.failed == "lm"
+            again = record.failed if evaluation in TESTED else record.failed == "lm"
             if not again or key in self._settled:
                 found[index] = replace(record, index=index)
         return found
@@ -127,4 +148,4 @@ class History:
 
 def _place(evaluation: str, index: int, digest: str) -> str:
     """An example's key among an evaluation's records: a test split may contain the same example twice."""
-    return str(index) if evaluation in (BASELINE, WINNER) else digest
+    return str(index) if evaluation in TESTED else digest

@@ -24,6 +24,10 @@ class RunOptions:
     prompt_lm: "dspy.BaseLM | str | None" = None
     program_path: str | None = None
     seed: int = 0
+    split_seed: int = 0
+    cluster: str | None = None
+    repeats: int = 1
+    start_from: str | None = None
     max_concurrency: int = 16
     executor: Executor = field(default_factory=Local)
     on_event: EventSink | None = None

@@ -1,6 +1,5 @@
 """`Job`: one optimization with all its inputs resolved and validated."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,9 +13,7 @@ from agentcore.dspy_optimization._history import state_digest
 from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceMetrics
 from agentcore.dspy_optimization.optimizers import Optimizer
 from agentcore.evaluation import ScoredMetric
-from agentcore.lm import lm_secrets, remembering
-
-_CONNECTION = re.compile(r"key|token|secret|header|api_|base_url|password", re.IGNORECASE)
+from agentcore.lm import GENERATION_SETTINGS, lm_secrets, program_secrets, remembering
 
 
 @dataclass(frozen=True)
@@ -26,6 +23,8 @@ class Source:
     program: str | None
     from_data: bool
     metric: str | None
+    start_from: str | None = None
+    """The run whose optimized program this one starts from."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +44,18 @@ class Job:
     frozen: Frozen
     given_baseline: PerformanceMetrics | None
     seed: int
+    repeats: int
     warnings: tuple[str, ...]
     source: Source
 
     @property
+    def interleaved(self) -> bool:
+        """Whether baseline and winner are measured at the same time, because an objective needs it."""
+        return any(item.metric in ("avg_cost", "avg_latency_ms") for item in self.request.objectives)
+
+    @property
     def secrets(self) -> list[str]:
-        return lm_secrets(self.lm, self.prompt_lm, *(item.lm for item in self.program.predictors()))
+        return [*lm_secrets(self.lm, self.prompt_lm), *program_secrets(self.program)]
 
     @contextmanager
     def context(self) -> Iterator[None]:
@@ -68,6 +73,9 @@ class Job:
             "target_id": request.target.id,
             "target_type": request.target.type,
             "seed": self.seed,
+            "repeats": self.repeats,
+            "cluster": self.data.cluster_field,
+            "start_from": self.source.start_from,
             "lm": self.lm.model,
             "prompt_lm": self.prompt_lm.model,
             "metric": self.metric.name,
@@ -81,8 +89,8 @@ class Job:
             **{f"constraint.{key}": value for key, value in request.constraints.model_dump().items()},
             "dataset": self.data.name,
             "dataset_digest": self.data.digest,
-            **{f"{name}_digest": part.digest for name, part in self.splits._asdict().items()},
-            **{f"{name}_size": len(part) for name, part in self.splits._asdict().items()},
+            **{f"{name}_digest": part.digest for name, part in self.splits.parts.items()},
+            **{f"{name}_size": len(part) for name, part in self.splits.parts.items()},
         }
 
     def spec(self) -> dict[str, Any]:
@@ -98,18 +106,20 @@ class Job:
             "prompt_lm": _lm_spec(self.prompt_lm),
             "optimizer": {"name": self.optimizer.name, "settings": self.optimizer.settings()},
             "dataset": self.data.digest,
-            "splits": {name: part.digest for name, part in self.splits._asdict().items()},
+            "splits": {name: part.digest for name, part in self.splits.parts.items()},
             "seed": self.seed,
+            "repeats": self.repeats,
+            "cluster": self.data.cluster_field,
             "baseline": self.given_baseline.model_dump() if self.given_baseline else None,
             "source": asdict(self.source),
         }
 
 
 def _lm_spec(lm: dspy.BaseLM) -> dict[str, Any]:
-    """A model and its sampling settings, without API key or base URL."""
+    """A model and its generation settings: neither keys nor addresses."""
     plain = {
         key: value
         for key, value in (getattr(lm, "kwargs", None) or {}).items()
-        if isinstance(value, (int, float, str, bool)) and not _CONNECTION.search(key)
+        if isinstance(value, (int, float, str, bool)) and key in GENERATION_SETTINGS
     }
     return {"model": lm.model, "settings": plain}

@@ -100,6 +100,8 @@ class RunLog:
         self.clock = RunClock(history)
         self.warnings: list[str] = []
         self.writer: RunWriter | None = None
+        self.is_settled: Callable[[], bool] = lambda: False
+        """Whether no LM call is in flight."""
         self._listener = listener
 
     def event(self, kind: type[E], **values: Any) -> E:
@@ -143,6 +145,7 @@ class RunLog:
             by_stage=self.spend_by_stage(),
             seconds=self.clock.seconds,
             search_seconds=self.clock.search_seconds,
+            settled=self.is_settled(),
         )
 
     def spend_by_stage(self) -> dict[str, dict[str, Any]]:

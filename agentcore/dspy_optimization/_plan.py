@@ -22,8 +22,10 @@ ASSUMED_LATENCY = 1.5
 
 @dataclass(frozen=True)
 class Estimate:
-    """Approximate cost of a run. Calls are an upper bound if every answer parses and each predictor is called
-    once per example; stopped candidates and cache hits reduce them."""
+    """Approximate cost of a run, if every answer parses and each predictor is called once per example.
+
+    Answers that don't parse are asked for again, and tools and retries add calls; stopped candidates and
+    cache hits save some."""
 
     calls: dict[str, int]
     """By stage."""
@@ -33,9 +35,14 @@ class Estimate:
     seconds: float
     latency: float
     """Seconds per LM call, given or assumed."""
-    smallest_gain: float
-    """The smallest gain in mean score that the test split can show if a quarter of its examples change."""
+    smallest_gain: float | None
+    """The gain in mean score that the test split shows with 80% power if a quarter of its examples change;
+    None if it shows none that reliably."""
     test_examples: int
+    clusters: int | None = None
+    """Number of clusters in the test split, if the examples come in clusters."""
+    max_calls: int | None = None
+    """The cap on LM calls, which holds."""
     unpriced: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
 
@@ -49,13 +56,16 @@ def estimate(job: Job, prices: Prices, max_concurrency: int, latency: float | No
     splits, predictors = job.splits, len(job.program.predictors())
     work = job.optimizer.work(splits.train, splits.validation, predictors)
     notes = [f"{name} can't estimate its work: it is not included" for name in work.unknown]
-    tests = len(splits.test) * predictors
+    tests = len(splits.test) * predictors * job.repeats
+    clusters = splits.test.clusters
+    number = None if clusters is None else len(set(clusters))
     calls = {
+        "warmup": predictors,
         "baseline": tests,
         "bootstrap": work.bootstrap * predictors,
         "proposals": work.proposals,
         "trials": work.trials * predictors,
-        "winner": tests,
+        "winner": (2 if job.interleaved else 1) * tests,
     }
     asked, answered = _tokens(job)
     demos = work.demos * (asked + answered) / 2  # each repeats an example's inputs and outputs
@@ -81,7 +91,9 @@ def estimate(job: Job, prices: Prices, max_concurrency: int, latency: float | No
         cost_usd=cost,
         seconds=total * each / max_concurrency + (work.chain + 2 * predictors) * each,
         latency=each,
-        smallest_gain=gain_that_can_show(len(splits.test)),
+        smallest_gain=gain_that_can_show(len(splits.test), repeats=job.repeats, clusters=number),
+        clusters=number,
+        max_calls=job.request.constraints.max_lm_calls,
         test_examples=len(splits.test),
         unpriced=unpriced,
         notes=tuple(notes),

@@ -8,7 +8,14 @@ from pydantic import ValidationError
 
 from agentcore._imports import importable
 from agentcore._redaction import Redactor
-from agentcore.data import Dataset, Splits, given_splits, load_dataset
+from agentcore.data import (
+    Dataset,
+    Splits,
+    given_splits,
+    load_dataset,
+    shared_questions,
+    too_few_clusters,
+)
 from agentcore.dspy_optimization._frozen import Frozen
 from agentcore.dspy_optimization._inputs import RunInputs, RunOptions
 from agentcore.dspy_optimization._job import Job, Source
@@ -16,10 +23,12 @@ from agentcore.dspy_optimization._program import (
     check_fit,
     checked_program,
     input_fields_for,
+    input_names,
     program_from_data,
     resolve_program,
     unseen_labels,
 )
+from agentcore.dspy_optimization._start import Start, check_test, with_own_demos
 from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceMetrics
 from agentcore.dspy_optimization.optimizers import Optimizer, Several, make_optimizer
 from agentcore.errors import ConfigurationError, DataError
@@ -38,12 +47,14 @@ def prepare(
     *,
     optimization_id: str | None = None,
     splits: Splits | None = None,
+    start: Start | None = None,
 ) -> Job:
     """Resolve and check a request.
 
     Args:
         optimization_id: of an existing run; None creates a new id.
         splits: of a resumed run; `training_data` is then its whole `Dataset`.
+        start: the program to start from.
 
     Raises:
         ConfigurationError: no LM, an unknown optimizer, program or metric, wrong settings.
@@ -56,15 +67,18 @@ def prepare(
         program=program if isinstance(program, str) else None,
         from_data=program is None,
         metric=_metric_source(options.metric),
+        start_from=start.run_id if start else None,
     )
-    if isinstance(program, str):
+    if start is not None:
+        program, program_path = start.program, start.program_path or program_path
+    elif isinstance(program, str):
         program, program_path = resolve_program(program)
     if program is not None:
         checked_program(program)
     optimizer = _optimizer(request)
     metric = resolve_metric(options.metric, success_threshold=constraints.success_threshold)
     if splits is None:
-        data, splits = _splits(program, inputs, options.seed)
+        data, splits = _splits(program, inputs, options, start)
     else:
         data = inputs.training_data
     if program is None:
@@ -72,7 +86,7 @@ def prepare(
     check_fit(program, data)
     frozen = Frozen.of(request.freeze, program)
     task_lm, prompt_lm = _models(options)
-    warnings = unseen_labels(program, splits)
+    warnings = [*unseen_labels(program, splits), *shared_questions(splits), *too_few_clusters(splits)]
     metric, ignored = _only_outputs(metric, program, data)
     if ignored:
         warnings.append(f"exact_match does not compare {', '.join(ignored)}: not an output of the program")
@@ -92,8 +106,9 @@ def prepare(
         frozen=frozen,
         given_baseline=given_baseline,
         seed=options.seed,
+        repeats=options.repeats,
         warnings=(),
-        source=Source(source.program or program_path, source.from_data, source.metric),
+        source=replace(source, program=source.program or program_path),
     )
     return replace(job, warnings=(*warnings, *_secrets_in(job)))
 
@@ -172,28 +187,51 @@ def _optimizer(request: OptimizationRequest) -> Optimizer:
     return found[0] if len(found) == 1 else Several(found)
 
 
-def _splits(program: "dspy.Module", inputs: RunInputs, seed: int) -> tuple[Dataset, Splits]:
+def _splits(
+    program: "dspy.Module", inputs: RunInputs, options: RunOptions, start: Start | None
+) -> tuple[Dataset, Splits]:
     training, validation, test = inputs.training_data, inputs.validation_data, inputs.test_data
     if training is None:
         raise DataError("no training_data: pass labelled examples (a list of dicts, a file or a DataFrame)")
-    data = _load(program, training)
+    data = _load(program, training, options.cluster)
+    members = start.members if start else {}
     if validation is None and test is None:
-        return data, data.split(seed=seed)
+        keep = with_own_demos(members, program, data) if program is not None else members
+        splits = data.split(seed=options.split_seed, keep=keep)
+        return data, replace(splits, inherited=members)
     if validation is None or test is None:
         raise DataError("pass both validation_data and test_data, or neither (training_data is then split)")
     others = [
-        load_dataset(source, input_fields=data.input_fields, name=f"{data.name}-{suffix}")
+        load_dataset(
+            source, input_fields=data.input_fields, name=f"{data.name}-{suffix}", cluster=options.cluster
+        )
         for source, suffix in ((validation, "validation"), (test, "test"))
     ]
     splits = given_splits(data.part("train", data.examples), *others)
+    if program is not None:
+        check_test(members, program, splits)
     everything = Dataset.from_rows(
-        [row for part in splits for row in part.rows()], input_fields=data.input_fields, name=data.name
+        [row for part in splits.parts.values() for row in part.rows()],
+        input_fields=data.input_fields,
+        name=data.name,
+        cluster=data.cluster_field,
     )
-    return everything, splits
+    return everything, replace(splits, inherited=members)
 
 
-def _load(program: "dspy.Module", source: Any) -> Dataset:
+def _load(program: "dspy.Module", source: Any, cluster: str | None) -> Dataset:
     """Load data; if neither it nor the caller names the input fields, use the program's inputs."""
     if program is None:
-        return load_dataset(source)
-    return load_dataset(source, input_fields=lambda fields: input_fields_for(program, fields))
+        return load_dataset(source, cluster=cluster)
+    if cluster is not None and cluster in (input_names(program) or ()):
+        loaded = load_dataset(source, input_fields=lambda fields: input_fields_for(program, fields))
+        return Dataset.from_rows(
+            loaded.rows(),
+            input_fields=list(loaded.input_fields),
+            name=loaded.name,
+            description=loaded.description,
+            cluster=cluster,
+        )
+    return load_dataset(
+        source, input_fields=lambda fields: input_fields_for(program, fields), cluster=cluster
+    )

@@ -1,28 +1,33 @@
 """`RunRecord`: writes the start and the end of a run to the journal, for delivery to MLflow."""
 
+import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from agentcore._naming import local_id
 from agentcore._redaction import Redactor, first_line
 from agentcore._threads import run_in_thread
-from agentcore.dspy_optimization._entries import TRAINING_DATA
-from agentcore.dspy_optimization._events import STREAM_KIND, JobRecorded, ResultRecorded
+from agentcore.dspy_optimization._entries import TRAINING_DATA, OptimizationEntries
+from agentcore.dspy_optimization._events import STREAM_KIND, JobRecorded, ResultRecorded, SpendReserved
+from agentcore.dspy_optimization._history import state_digest
 from agentcore.dspy_optimization._job import Job
 from agentcore.dspy_optimization._log import RunLog
+from agentcore.dspy_optimization._search import Search
 from agentcore.dspy_optimization.models import OptimizationResult
 from agentcore.dspy_optimization.optimizers import Trial
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import AgentCoreError, JournalError, TrackingError
 from agentcore.evaluation import EvaluationReport
 from agentcore.journal import Event, Lease
-from agentcore.lm import is_offline, unmanaged
+from agentcore.lm import Amount, Announce, is_offline, unmanaged
 from agentcore.tracking import (
     ArtifactLogged,
     Draft,
     RunEnded,
     RunReopened,
     RunStatus,
+    RunTaken,
     RunWriter,
     TrackingEvent,
     model_drafts,
@@ -79,9 +84,11 @@ class RunRecord:
             journal, delivery, self.job.optimization_id, lease=self._lease, redactor=content
         )
         if self.log.history.job is not None:
-            reopened: list[TrackingEvent] = [RunReopened()] if self.log.history.ended else []
+            history = self.log.history
+            taken = RunTaken(token=uuid.uuid4().hex, previous=history.tokens[-1] if history.tokens else None)
+            reopened: list[TrackingEvent] = [RunReopened()] if history.ended else []
             await writer.write(
-                [started, *reopened, *self._tags({"optimization_status": "running", "error": ""})]
+                [started, taken, *reopened, *self._tags({"optimization_status": "running", "error": ""})]
             )
         else:
             await self._create(self.tracker, writer, started)
@@ -92,15 +99,16 @@ class RunRecord:
         request = job.request
         tags = {**request.run_tags(), **self._first_tags()}
         created = entries.run_created(tracker.config, key, request.run_name(), tags)
-        first = await writer.stored(
-            [created, *entries.params(job.params()), *entries.training_data(job.data, job.splits)]
+        drafts = await run_in_thread(
+            lambda: [*entries.params(job.params()), *entries.training_data(job.data, job.splits)]
         )
+        first = await writer.stored([created, *drafts])
         (data,) = [
             entry.sha256
             for entry in first
             if isinstance(entry, ArtifactLogged) and entry.path == TRAINING_DATA
         ]
-        recorded = JobRecorded(optimization_id=key, spec=job.spec(), data=data)
+        recorded = JobRecorded(optimization_id=key, spec=await run_in_thread(job.spec), data=data)
         # One commit: a run without its first events could be neither delivered nor resumed.
         await writer.create(STREAM_KIND, created.name, [recorded, started, *first], work=True)
 
@@ -109,7 +117,7 @@ class RunRecord:
         result: OptimizationResult,
         baseline: EvaluationReport,
         optimized: EvaluationReport,
-        trials: Sequence[Any],
+        search: Search,
         events: Sequence[Event],
     ) -> None:
         """Write the results of a finished run and its last events, in one commit."""
@@ -118,8 +126,9 @@ class RunRecord:
             return
         comparison, test, entries = result.comparison, self.job.splits.test, tracker.entries
         drafts = await self._part(lambda: entries.result(result))
-        drafts += await self._part(lambda: entries.evaluation(test, baseline, optimized, comparison))
-        drafts += entries.plots(trials, baseline.mean_score, optimized.mean_score, comparison)
+        drafts += await self._part(lambda: entries.evaluation(test, baseline, optimized))
+        drafts += await self._part(lambda: self._validation(entries, result, search))
+        drafts += entries.plots(search.points, baseline.mean_score, optimized.mean_score, comparison)
         drafts += await self._model(
             tracker,
             result.program,
@@ -127,6 +136,7 @@ class RunRecord:
             {
                 "optimization_id": result.optimization_id,
                 "status": result.status,
+                "verdict": result.verdict,
                 "improvement_percentage": result.improvement_percentage,
                 "statistical_significance": result.statistical_significance,
                 "lm": self.job.lm.model,
@@ -135,12 +145,21 @@ class RunRecord:
         )
         tags: dict[str, Any] = {
             "optimization_status": result.status,
+            "verdict": result.verdict,
             "meets_min_improvement": result.meets_threshold,
         }
         if result.warnings:
             tags["warnings"] = "; ".join(result.warnings)
         recorded = self.log.event(ResultRecorded, result=result.model_dump(mode="json"))
         await self._finish([*await writer.stored(drafts), recorded, *self._end("FINISHED", tags), *events])
+
+    def _validation(
+        self, entries: OptimizationEntries, result: OptimizationResult, search: Search
+    ) -> list[Draft]:
+        job = self.job
+        before = search.results.get(state_digest(job.program), {})
+        after = search.results.get(state_digest(result.program), {})
+        return entries.validation(job.splits.validation, before, after, job.metric.success_threshold)
 
     async def failed(self, message: str, events: Sequence[Event]) -> None:
         end = self._end("FAILED", {"optimization_status": "failed", "error": message})
@@ -159,6 +178,20 @@ class RunRecord:
             )
         end = self._end("KILLED", {"optimization_status": "cancelled"})
         await self._finish_anyway([*end, *events], drafts)
+
+    def announcer(self) -> Announce | None:
+        """Writes what may be spent next to the journal, from any thread; None without tracking."""
+        writer = self._writer
+        if writer is None:
+            return None
+
+        def announce(most: Amount) -> "Future[Any]":
+            event = self.log.event(
+                SpendReserved, calls=most.calls or 0, tokens=most.tokens or 0, usd=most.usd or 0
+            )
+            return writer.append([event])
+
+        return announce
 
     def abandon(self) -> None:
         """Release an unfinished run, so that it can be resumed."""

@@ -2,7 +2,7 @@
 
 from pydantic import ValidationError
 
-from agentcore._naming import local_id
+from agentcore._naming import local_id, short_id
 from agentcore._threads import run_in_thread
 from agentcore.dspy_optimization._entries import RESULT
 from agentcore.dspy_optimization._events import STREAM_KIND, ResultRecorded
@@ -22,7 +22,9 @@ async def read_result(tracker: MLflowTracker, run_id: str) -> OptimizationResult
         if isinstance(recorded, ResultRecorded):
             return _parsed(recorded.result, run_id, stream.tracking_id or local_id(key))
         if not stream.finished:
-            raise ConfigurationError(f"run {run_id} has no result yet. Resume it: agentcore resume {key[:8]}")
+            raise ConfigurationError(
+                f"run {run_id} has no result yet. Resume it: agentcore resume {short_id(key)}"
+            )
     run = await tracker.find_run(run_id)
     if run.info.status != "FINISHED":
         raise ConfigurationError(f"run {run_id} has no result: it ended as {run.info.status}")

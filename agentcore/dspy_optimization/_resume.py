@@ -1,19 +1,27 @@
 """Resumes runs that failed, were stopped, or whose process died."""
 
+import asyncio
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from agentcore._naming import local_id
-from agentcore.data import Dataset, Example, Splits
+from agentcore._naming import local_id, short_id
+from agentcore.data import SPLITS, Dataset, Example, Splits
 from agentcore.dspy_optimization._events import STREAM_KIND, JobRecorded, RunFinished
 from agentcore.dspy_optimization._history import History
 from agentcore.dspy_optimization._job import Job
-from agentcore.errors import ConfigurationError, DataError, RunFinishedError
+from agentcore.dspy_optimization.tracking import MLflowTracker
+from agentcore.errors import ConfigurationError, DataError, RunFinishedError, TrackingError
+from agentcore.evaluation import BUILTIN_METRICS
 from agentcore.journal import Journal, Lease, Stream, open_journal
+from agentcore.settings import is_trusted
+from agentcore.tracking import ANOTHER_COPY, TAKEN_TAG
 
+_ASK_SECONDS = 10.0
+"""How long a resumed run waits for MLflow, its import included."""
 _PAUSE = 0.1
 """Seconds between attempts to get a run's lease."""
 PATIENCE = 1.0
@@ -89,33 +97,72 @@ def take_over(run_id: str, patience: float) -> Unfinished:
         # Read after taking the lease, to include everything its last owner wrote.
         history = History.of(entry.event for entry in journal.read(stream.id))
         content = json.loads(journal.payloads.get(job.data))
-        data, splits = _data(content, run_id)
+        data, splits = recorded_data(content, run_id)
     except BaseException:
         journal.abandon(lease)
         raise
     return Unfinished(stream, lease, history, job.spec, data, splits)
 
 
-def _data(content: Mapping[str, Any], run_id: str) -> tuple[Dataset, Splits]:
+def recorded_data(content: Mapping[str, Any], run_id: str) -> tuple[Dataset, Splits]:
+    """The examples and splits of `training_data.json`.
+
+    Raises:
+        DataError: they are incomplete, because a secret was redacted from them.
+    """
     data = Dataset.from_rows(
         content["examples"],
         input_fields=content["input_fields"],
         name=content["name"],
         description=content["description"],
+        cluster=content.get("cluster"),
     )
     if data.digest != content["digest"]:
         raise DataError(
-            f"run {run_id} can't be resumed: its examples in the journal are incomplete, because a secret "
+            f"run {run_id} can't be continued: its recorded examples are incomplete, because a secret "
             "was redacted from them. Start a new run"
         )
     by_digest: dict[str, list[Example]] = {}
     for item in data:
         by_digest.setdefault(item.digest, []).append(item)
-    parts = [
+    train, validation, test, *sealed = [
         data.part(name, [by_digest[digest][0] for digest in content["splits"][name]["examples"]])
-        for name in Splits._fields
+        for name in SPLITS
+        if name in content["splits"]
     ]
-    return data, Splits(*parts)
+    inherited = content.get("inherited") or {}
+    return data, Splits(train, validation, test, sealed[0] if sealed else None, inherited)
+
+
+async def check_only_copy(tracker: MLflowTracker, run: Unfinished) -> None:
+    """Raise `ConfigurationError` if MLflow says that another copy of the journal was resumed. If MLflow can't
+    be asked, delivery notices it."""
+    tracking_id = run.stream.tracking_id
+    if tracking_id is None:
+        return
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            known = (await tracker.gateway.get_run(tracking_id)).data.tags.get(TAKEN_TAG)
+    except (TrackingError, TimeoutError):
+        return
+    # A token that this journal wrote may not be delivered yet.
+    if known is not None and known not in run.history.tokens:
+        raise ConfigurationError(ANOTHER_COPY.format(short_id(run.stream.id)))
+
+
+def recorded_settings(spec: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings that a run's optimizers had, defaults included, by optimizer."""
+    names, settings = spec["request"]["algorithms"], spec["optimizer"]["settings"]
+    if len(names) == 1:
+        return {names[0]: settings}
+    return {
+        name: {
+            key.removeprefix(f"{name}."): value
+            for key, value in settings.items()
+            if key.startswith(f"{name}.")
+        }
+        for name in names
+    }
 
 
 _NAMES = {
@@ -126,18 +173,45 @@ _NAMES = {
     "optimizer": "the optimizer",
     "splits": "the data",
     "seed": "the seed",
+    "repeats": "the number of repeats",
+    "cluster": "the cluster field",
 }
+_ADDED = {"repeats": 1, "cluster": None}
+"""Values in runs that were started before these were recorded."""
 
 
-def check_same(job: Job, spec: Mapping[str, Any], run_id: str) -> None:
+def check_same_job(job: Job, spec: Mapping[str, Any], name: str) -> None:
+    """Like `check_same`, for a job that was asked for again: the request says which optimizer, and the data
+    may have been divided by an earlier version."""
+    check_same(job, spec, f"named {name!r}", skipped=("optimizer", "splits"))
+    if job.data.digest != spec["dataset"]:
+        raise ConfigurationError(f"the run named {name!r} was started with other examples: use another name")
+
+
+def check_same(job: Job, spec: Mapping[str, Any], run_id: str, skipped: Sequence[str] = ()) -> None:
     """Raise `ConfigurationError` if the job differs from the one that started the run."""
     current = json.loads(json.dumps(job.spec()))
+    if "repeats" not in spec:
+        _forget_limits(current, spec)
     for key, name in _NAMES.items():
-        if current[key] != spec[key]:
+        if key in skipped:
+            continue
+        started = spec.get(key, _ADDED.get(key))
+        if current[key] != started:
             raise ConfigurationError(
-                f"run {run_id} can't be resumed: {name} differs. It was started with {_text(spec[key])}, but "
+                f"run {run_id} can't be resumed: {name} differs. It was started with {_text(started)}, but "
                 f"this is {_text(current[key])}"
             )
+
+
+def _forget_limits(current: dict[str, Any], spec: Mapping[str, Any]) -> None:
+    """Compare only the settings that a run of an earlier version recorded of its models."""
+    for key in ("lm", "prompt_lm"):
+        settings, known = current[key]["settings"], spec[key]["settings"]
+        current[key]["settings"] = {
+            **known,
+            **{name: value for name, value in settings.items() if name in known},
+        }
 
 
 def check_same_request(job: Job, spec: Mapping[str, Any], name: str) -> None:
@@ -151,6 +225,28 @@ def check_same_request(job: Job, spec: Mapping[str, Any], name: str) -> None:
             f"the run named {name!r} was started with different {', '.join(other)}: use another name, or "
             "resume it with the original values"
         )
+
+
+def check_trusted_imports(program: str | None, metric: str | None) -> None:
+    """Raise `ConfigurationError` unless what these texts, which others may have written, import is of
+    packages that the user trusts."""
+    for path in (program, metric):
+        if path is None or (path is metric and path in BUILTIN_METRICS):
+            continue
+        if path is program and _PLAIN_SIGNATURE.fullmatch(path):
+            continue
+        module = path.partition(":")[0].strip()
+        if not is_trusted(module):
+            package = module.partition(".")[0]
+            raise ConfigurationError(
+                f"the journal says to import {path}, and others may write to it. If you trust {package}, set "
+                f"AGENTCORE_TRUSTED_MODULES={package}; or resume from the script that started the run, with "
+                "pipeline.resume(run_id)"
+            )
+
+
+_PLAIN_SIGNATURE = re.compile(r"[\w\s,:\[\]|]*->[\w\s,:\[\]|]*")
+"""A signature without a dot: DSPy imports the modules of dotted types."""
 
 
 def _text(value: Any) -> str:

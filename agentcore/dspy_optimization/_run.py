@@ -1,13 +1,12 @@
 """One optimization: baseline, search, winner, comparison, in this order."""
 
 import asyncio
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agentcore._json import jsonable
 from agentcore._redaction import Redactor, first_line
-from agentcore.dspy_optimization._budget import Budget
+from agentcore.dspy_optimization._budget import Budget, charge_reserved
 from agentcore.dspy_optimization._evaluator import Evaluator
 from agentcore.dspy_optimization._events import (
     BaselineMeasured,
@@ -23,28 +22,28 @@ from agentcore.dspy_optimization._figures import (
     targets_met,
     unknown_figure,
 )
-from agentcore.dspy_optimization._history import BASELINE, WINNER, History, state_digest
+from agentcore.dspy_optimization._history import History
 from agentcore.dspy_optimization._inputs import RunOptions
 from agentcore.dspy_optimization._job import Job
 from agentcore.dspy_optimization._log import Progress, RunLog
+from agentcore.dspy_optimization._measure import TestMeasurement
 from agentcore.dspy_optimization._record import RunRecord
 from agentcore.dspy_optimization._resume import Unfinished
 from agentcore.dspy_optimization._search import Search
 from agentcore.dspy_optimization.models import OptimizationResult, Status
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import AgentCoreError, EvaluationError
-from agentcore.evaluation import EvaluationLimits, EvaluationReport, ExampleRecord, compare
-from agentcore.journal import Event
-from agentcore.lm import (
-    Guard,
-    Meter,
-    SearchStopped,
-    Spend,
-    manage,
-    manage_program,
-    redacted_logs,
-    unmanaged,
+from agentcore.evaluation import (
+    EvaluationLimits,
+    EvaluationReport,
+    claims,
+    compare,
+    paired,
+    score_interval,
+    verdict_of,
 )
+from agentcore.journal import Event
+from agentcore.lm import Meter, Spend, manage, manage_program, of_run, redacted_logs, unmanaged
 from agentcore.tracking import program_state
 
 if TYPE_CHECKING:
@@ -73,11 +72,19 @@ class Run:
         self.resumed = resumed is not None
         progress = Progress(meter=Meter(options.prices))
         progress.meter.start_from(history.spend)
+        self.uncertain = charge_reserved(progress.meter, history.reserved)
         constraints = job.request.constraints
-        self.budget = Budget(constraints, progress.meter, self.max_concurrency, len(job.splits.test))
+        self.budget = Budget(
+            constraints,
+            progress.meter,
+            self.max_concurrency,
+            len(job.splits.test),
+            repeats=job.repeats,
+            sides=2 if job.interleaved else 1,
+        )
         control = self.budget.control
-        predictor_lms = (predictor.lm for predictor in job.program.predictors())
-        control.check_bounds(job.lm, job.prompt_lm, *predictor_lms)
+        self.models = [job.lm, job.prompt_lm, *(item.lm for item in job.program.predictors())]
+        control.check_bounds(*self.models)
         self.job = job = replace(
             job,
             lm=manage(control, job.lm),
@@ -85,8 +92,10 @@ class Run:
             program=manage_program(control, job.program.deepcopy()),
         )
         self.log = RunLog(job.optimization_id, history, progress, options.on_event)
+        self.log.is_settled = self.budget.ledger.is_settled
         limits = EvaluationLimits(self.max_concurrency, constraints.max_error_rate)
         self.evaluator = Evaluator(job.metric, job.lm, limits, self.budget, self.log)
+        self.test = TestMeasurement(job, self.evaluator, self.budget, self.log)
         self.search = Search(job, self.evaluator, self.budget, self.log)
         self.record = RunRecord(job, tracker, self.log, resumed.lease if resumed else None)
         if options.on_progress:
@@ -99,11 +108,19 @@ class Run:
             with redacted_logs(redactor):
                 started = self._started()
                 await self._start(started)
+                self.budget.ledger.announce = self.record.announcer()
                 log.tell(started)
                 for message in job.warnings:
                     log.warn(message)
+                if self.uncertain:
+                    log.warn(
+                        f"{self.uncertain} LM calls that the earlier process had reserved when it died count "
+                        "as spent"
+                    )
                 async with self.executor.open(self.max_concurrency) as self.evaluator.place:
-                    measured = await self._steps()
+                    with of_run(self.budget.control, *self.models):
+                        measured = await self._steps()
+                self._tell_of_calls()
                 return await self._finish(*measured)
         except asyncio.CancelledError:
             if self.record.ended:
@@ -114,11 +131,28 @@ class Run:
             raise
         except BaseException as error:
             known = isinstance(error, AgentCoreError)
-            message = redactor.text(str(error) if known else first_line(error))
+            message = redactor.text(str(error) if known else first_line(error, secrets=job.secrets))
+            if known and message != str(error):
+                # The user's own exception, which it was raised from, has the secret too.
+                error.args = (message, *error.args[1:])
+                error.__cause__, error.__context__ = None, None
             end = log.event(RunFinished, status="failed", error=message)
             await self.record.failed(message, [log.account(), end])
             log.tell(end)
             raise
+
+    def _tell_of_calls(self) -> None:
+        control = self.budget.control
+        if control.no_answers:
+            self.log.warn(
+                f"{control.no_answers} answers were empty or filtered, or only reported an outage: the calls "
+                "were retried"
+            )
+        if control.escapes:
+            self.log.warn(
+                f"{control.escapes} LM calls were made in threads without the run's context and are not in "
+                "its spend. Start such threads with contextvars.copy_context().run"
+            )
 
     async def _start(self, started: Event) -> None:
         """Create the run in the journal, completely, even if cancelled meanwhile."""
@@ -149,7 +183,7 @@ class Run:
         """Run all stages; return the result, and the reports of the baseline and the winner."""
         log, job, history = self.log, self.job, self.log.history
         self.budget.check_baseline()
-        baseline = await self._measure(BASELINE, job.program)
+        baseline = await self.test.baseline()
         self._check_objectives(baseline)
         log.emit(BaselineMeasured, known=history.has_baseline, metrics=baseline.metrics.model_dump())
         judged = history.judged_baseline or log.progress.meter.by_stage().get("judge", Spend())
@@ -163,11 +197,20 @@ class Run:
             log.warn("kept the original program: no candidate scored higher on validation")
             optimized = baseline
         else:
-            optimized = await self._measure(WINNER, program)
-            if len(optimized.records) < len(baseline.records):
-                status, baseline = "budget_exhausted", _same_examples(baseline, optimized)
-                if not optimized.records:
-                    program, optimized = job.program, baseline
+            before, optimized, whole = await self.test.winner(program, baseline)
+            if not whole:
+                status = "budget_exhausted"
+            if optimized.records:
+                baseline = before
+            else:
+                program, optimized = job.program, baseline
+        left_out = len(baseline.records)
+        baseline, optimized, _ = paired(baseline, optimized)
+        if left_out := left_out - len(baseline.records):
+            log.warn(
+                f"the language model failed on {left_out} test examples: they are left out of both programs' "
+                "figures"
+            )
         return self._result(program, status, baseline, optimized), baseline, optimized
 
     async def _finish(
@@ -180,53 +223,21 @@ class Run:
             metrics=optimized.metrics.model_dump(),
             improvement=result.improvement_percentage,
             p_value=result.statistical_significance,
+            verdict=result.verdict,
         )
         log.tell(measured)
         log.stage("logging")
-        summary = {"improvement": result.improvement_percentage}
+        summary = {"improvement": result.improvement_percentage, "verdict": result.verdict}
         end = log.event(RunFinished, status=result.status, summary=summary)
         await log.durable()
         last = [measured, log.account(), end]
-        await record.result(result, baseline, optimized, self.search.points, last)
+        await record.result(result, baseline, optimized, self.search, last)
         log.tell(end)
         # Only a run shorter than MLflow's import still has to wait for its id.
         run_id = await record.run_id(max(0.0, _ID_SECONDS - log.clock.in_this_process))
         if problem := record.problem():
             log.warnings.append(f"{problem}. Nothing is lost: agentcore sync delivers the rest")
         return result.model_copy(update={"warnings": list(log.warnings), "run_id": run_id})
-
-    async def _measure(self, stage: str, program: "dspy.Module") -> EvaluationReport:
-        """Evaluate a program on the test split; for the winner, as much of it as the caps allow."""
-        test, measured = self.job.splits.test, dict[int, ExampleRecord]()
-        # The guard stops the threads of synchronous programs, which cancellation can't reach.
-        guard = Guard(self.budget.control.reserve_unmanaged, outage_after=None)
-        self.log.stage(stage, len(test))
-        candidate = state_digest(program)
-        known = self.log.history.records(stage, candidate, test.examples)
-        try:
-            with self.job.context(), self.log.progress.meter.stage(stage), guard.watching():
-                return await self.evaluator.measure(
-                    stage, program, test, known, candidate=candidate, measured=measured
-                )
-        except SearchStopped as stopped:
-            if stage == BASELINE:
-                raise self.budget.too_little(
-                    f"the baseline alone needs more, on {len(test)} examples"
-                ) from None
-            return self._part_of_winner(stopped, {**known, **measured}, len(test))
-        finally:
-            guard.stop("cancelled")
-
-    def _part_of_winner(
-        self, stopped: SearchStopped, measured: Mapping[int, ExampleRecord], total: int
-    ) -> EvaluationReport:
-        records = sorted(measured.values(), key=lambda record: record.index)
-        scope = "the figures cover only these" if records else "kept the original program"
-        self.log.warn(
-            f"{self.budget.limit(stopped.reason)} was reached after {len(records)} of {total} test examples "
-            f"of the winner: {scope}"
-        )
-        return EvaluationReport(tuple(records), self.job.metric.success_threshold)
 
     def _check_objectives(self, baseline: EvaluationReport) -> None:
         """Reject objectives that can't be measured, before the search spends anything."""
@@ -243,22 +254,29 @@ class Run:
     ) -> OptimizationResult:
         job, search, meter = self.job, self.search, self.log.progress.meter
         objectives, constraints = job.request.objectives, job.request.constraints
-        comparison = compare(baseline, optimized, seed=job.seed)
+        clusters = self._clusters(baseline)
+        comparison = compare(baseline, optimized, clusters=clusters)
+        figures = [item.metric for item in objectives]
+        claimed = claims(baseline, optimized, figures, clusters=clusters)
+        verdict = verdict_of(claimed, figures)
         before, after = baseline.metrics, optimized.metrics
         gain = improvement(before, after, objectives)
         return OptimizationResult(
             optimization_id=job.optimization_id,
             run_id=self.record.local_id,
             status=status,
+            verdict=verdict,
+            claims=claimed,
             baseline_performance=job.given_baseline or before,
             measured_baseline=before,
             optimized_performance=after,
+            quality_interval=score_interval(optimized, clusters),
             improvement_percentage=gain,
             statistical_significance=comparison.p_value,
             interval=comparison.interval,
             smallest_detectable_gain=comparison.smallest_detectable_gain,
             comparison=comparison,
-            meets_threshold=gain >= constraints.min_improvement_threshold,
+            meets_threshold=verdict == "better" and gain >= constraints.min_improvement_threshold,
             targets_met=targets_met(after, objectives),
             # An optimizer may report anything: what can't be stored must not cost a paid-for result.
             optimization_details=jsonable(
@@ -278,9 +296,7 @@ class Run:
             program=unmanaged(program.deepcopy()),
         )
 
-
-def _same_examples(baseline: EvaluationReport, optimized: EvaluationReport) -> EvaluationReport:
-    """The baseline, limited to the examples measured with the winner; all of it if there are none."""
-    measured = {record.index for record in optimized.records}
-    records = tuple(record for record in baseline.records if not measured or record.index in measured)
-    return EvaluationReport(records, baseline.success_threshold)
+    def _clusters(self, report: EvaluationReport) -> list[str] | None:
+        """The cluster of each example of a report on the test split."""
+        clusters = self.job.splits.test.clusters
+        return None if clusters is None else [clusters[record.index] for record in report.records]

@@ -1,20 +1,21 @@
 """Runs an optimizer under a guard, and picks the program to keep, however the search ends."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from agentcore._redaction import first_line
 from agentcore.dspy_optimization._budget import Budget
-from agentcore.dspy_optimization._evaluator import CandidateEvaluator, Deadline, Evaluator
+from agentcore.dspy_optimization._evaluator import SEARCH, CandidateEvaluator, Deadline, Evaluator
 from agentcore.dspy_optimization._events import StepFinished, TrialFinished
+from agentcore.dspy_optimization._history import state_digest
 from agentcore.dspy_optimization._job import Job
 from agentcore.dspy_optimization._log import RunLog
 from agentcore.dspy_optimization._plots import TrialPoint
 from agentcore.dspy_optimization.models import Status
 from agentcore.dspy_optimization.optimizers import SearchTask, Trial
 from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError
-from agentcore.evaluation import first_error
+from agentcore.evaluation import ExampleRecord, first_error
 from agentcore.lm import LIMITS, Guard, SearchStopped, is_lm_failure
 from agentcore.tracking import program_state
 
@@ -29,6 +30,8 @@ class Search:
         best: the best trial so far.
         points: the trials, for plotting.
         details: what the optimizer reported about its search.
+        results: validation results of the original program and of the one to keep: by digest of the program's
+            state, then by example.
     """
 
     def __init__(self, job: Job, evaluator: Evaluator, budget: Budget, log: RunLog) -> None:
@@ -38,6 +41,7 @@ class Search:
         self.log = log
         self.points: list[TrialPoint] = []
         self.details: dict[str, Any] = {}
+        self.results: dict[str, dict[str, ExampleRecord]] = {}
         self._task: SearchTask | None = None
         self._best: Trial | None = None
 
@@ -54,14 +58,23 @@ class Search:
         """
         ended = self.log.history.steps.get(_ENDED)
         if ended is not None:
-            return self._known(ended)
+            program, status = self._known(ended)
+            self._keep_results(program, self.log.history.measured)
+            return program, status
         self.log.clock.start_search()
         program, status = await self._search()
         self.log.clock.stop_search()
+        assert self._task is not None
+        evaluator = self._task.evaluator
+        self._keep_results(program, lambda _, candidate: evaluator.results(candidate))
         value = {"status": status, "state": program_state(program), "details": self.details}
         self.log.emit(StepFinished, step=_ENDED, value=value)
         await self.log.durable()
         return program, status
+
+    def _keep_results(self, program: Any, measured: Callable[[str, str], dict[str, ExampleRecord]]) -> None:
+        for digest in (state_digest(self.job.program), state_digest(program)):
+            self.results[digest] = measured(SEARCH, digest)
 
     def _known(self, outcome: dict[str, Any]) -> tuple[Any, Status]:
         """The outcome of the search in an earlier process of this run."""
@@ -80,7 +93,7 @@ class Search:
 
     async def _search(self) -> tuple[Any, Status]:
         job = self.job
-        guard = Guard(self.budget.control.reserve_unmanaged)
+        guard = Guard()
         limit = job.request.constraints.max_optimization_time
         deadline = Deadline(guard, max(0.0, limit - self.log.history.search_seconds))
         task = self._task = self._new_task(guard, deadline)

@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from agentcore._naming import run_name
-from agentcore.evaluation import Comparison, Interval, PerformanceMetrics
+from agentcore.evaluation import Claim, Comparison, Figure, Interval, PerformanceMetrics, Verdict
 from agentcore.lm import Spend
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "Status",
 ]
 
-MetricName = Literal["success_rate", "avg_cost", "avg_latency_ms", "quality_score"]
+MetricName = Figure
 Status = Literal["completed", "failed", "cancelled", "budget_exhausted"]
 
 
@@ -56,7 +56,8 @@ class OptimizationConstraints(_Strict):
     max_cost_usd: float | None = Field(default=None, gt=0)
     """Cap on the cost of the whole run in USD; every model's price must be known."""
     min_improvement_threshold: float = Field(default=0.05, ge=0)
-    """Minimum improvement, as a fraction, for `OptimizationResult.meets_threshold` to be true."""
+    """Minimum improvement, as a fraction, of a proven gain for `OptimizationResult.meets_threshold` to be
+    true."""
     max_error_rate: float = Field(default=0.1, ge=0, lt=1)
     """Share of examples that may fail before an evaluation raises."""
     success_threshold: float = Field(default=0.5, gt=0, le=1)
@@ -97,26 +98,35 @@ class OptimizationResult(BaseModel):
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[1, 2] = 2
+    """2: `meets_threshold` requires a proven gain. The fields that version 1 lacks are None or empty."""
     optimization_id: str
     run_id: str | None
     """MLflow's run id, or a local one while MLflow doesn't have the run; None without tracking."""
     status: Status
     """`completed`, or `budget_exhausted` if a limit stopped the search. A failed run raises."""
+    verdict: Verdict | None = None
+    """What is proven: `better`, `worse` or `not proven`; see `agentcore.evaluation.verdict_of`."""
+    claims: tuple[Claim, ...] = ()
+    """The figures that the verdict rests on, each with the p-value and interval of its own paired test:
+    quality, and every objective."""
     baseline_performance: PerformanceMetrics
     """The caller's `baseline_metrics` if given, else `measured_baseline`."""
     measured_baseline: PerformanceMetrics
     optimized_performance: PerformanceMetrics
+    quality_interval: Interval | None = None
+    """95% interval of the optimized program's quality score."""
     improvement_percentage: float
-    """A fraction (0.25 means 25%), from the measured baseline; see `improvement`."""
+    """A fraction (0.25 means 25%), from the measured baseline; see `improvement`. Says nothing about
+    whether it is proven."""
     statistical_significance: float
-    """A p-value; see `agentcore.evaluation.compare` for what it does not mean."""
+    """The p-value of the gain in quality score; see `Comparison.p_value`."""
     interval: Interval
     """95% interval of the gain in mean score."""
-    smallest_detectable_gain: float
+    smallest_detectable_gain: float | None
     comparison: Comparison
     meets_threshold: bool
-    """Whether the improvement reached `min_improvement_threshold`."""
+    """Whether the verdict is `better` and the improvement reached `min_improvement_threshold`."""
     targets_met: dict[str, bool]
     """Whether the optimized program reached each objective's `target_value`."""
     optimization_details: dict[str, Any]

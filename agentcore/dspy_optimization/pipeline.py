@@ -6,9 +6,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from agentcore._imports import import_litellm
 from agentcore._sync import SyncTwin, blocking
 from agentcore._threads import run_in_thread, start_in_thread
 from agentcore.dspy_optimization._inputs import RunInputs, RunOptions
+from agentcore.dspy_optimization._job import Job
 from agentcore.dspy_optimization._log import ProgressSink
 from agentcore.dspy_optimization._once import alone_under, new_id
 from agentcore.dspy_optimization._plan import Estimate, estimate
@@ -18,13 +20,18 @@ from agentcore.dspy_optimization._resume import (
     LEASE_PATIENCE,
     PATIENCE,
     Unfinished,
+    check_only_copy,
     check_same,
+    check_same_job,
     check_same_request,
+    check_trusted_imports,
     find_run,
     find_unfinished,
+    recorded_settings,
     take_over,
 )
 from agentcore.dspy_optimization._run import Run
+from agentcore.dspy_optimization._start import start_from as start_from_run
 from agentcore.dspy_optimization.models import (
     OptimizationRequest,
     OptimizationResult,
@@ -34,7 +41,7 @@ from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError
 from agentcore.evaluation import Executor, Metric, resolve_executor
 from agentcore.journal import EventSink
-from agentcore.lm import parse_prices
+from agentcore.lm import check_stored_name, is_offline, parse_prices
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import destination_of
 
@@ -62,7 +69,13 @@ class OptimizationPipeline:
             such as `RayExecutor(address=…)`.
         on_event: called in the event loop with every journal event.
         on_progress: called once when a run starts, with its `Progress`, which may be read at any time.
-        seed: for splits, search and resampling.
+        seed: for the search.
+        split_seed: for the split of `training_data`, so that another `seed` is tested on the same examples.
+        cluster: the field that names each example's cluster, such as a conversation or a document. Clusters
+            are never divided between splits, and the paired tests take them as units.
+        repeats: how often baseline and winner are run on each test example, without DSPy's cache; the means
+            are compared. For programs whose answers vary.
+        start_from: a run whose optimized program to start from; its examples stay in their splits.
         prices: USD per million input and output tokens by model, `{"openai/x": (0.25, 2.0)}`; they override
             litellm's table.
         program_path: `package.module:object`, from which `program` is imported when its model is loaded.
@@ -82,6 +95,10 @@ class OptimizationPipeline:
         on_event: EventSink | None = None,
         on_progress: ProgressSink | None = None,
         seed: int = 0,
+        split_seed: int = 0,
+        cluster: str | None = None,
+        repeats: int = 1,
+        start_from: str | None = None,
         program_path: str | None = None,
         prices: Mapping[str, Any] | None = None,
     ) -> None:
@@ -89,6 +106,10 @@ class OptimizationPipeline:
             raise ConfigurationError(f"max_concurrency must be at least 1, not {max_concurrency}")
         if seed < 0:
             raise ConfigurationError(f"seed must be 0 or more, not {seed}")
+        if repeats < 1:
+            raise ConfigurationError(f"repeats must be at least 1, not {repeats}")
+        if start_from is not None and not enable_tracking:
+            raise ConfigurationError("start_from needs tracking: it loads the run's program from MLflow")
         self.mlflow_config = mlflow_config or (MLflowConfig() if enable_tracking else None)
         self.enable_tracking = enable_tracking
         self.options = RunOptions(
@@ -98,6 +119,10 @@ class OptimizationPipeline:
             prompt_lm=prompt_lm,
             program_path=program_path,
             seed=seed,
+            split_seed=split_seed,
+            cluster=cluster,
+            repeats=repeats,
+            start_from=start_from,
             max_concurrency=max_concurrency,
             executor=resolve_executor(executor),
             on_event=on_event,
@@ -122,8 +147,8 @@ class OptimizationPipeline:
     ) -> OptimizationResult:
         """Run one optimization.
 
-        A single data set is split 30/30/40 into train, validation and test. Cancelling stops the search
-        at its next LM call, keeps the best candidate so far and marks the run KILLED.
+        A single data set is split into train, validation and test (see `Dataset.split`). Cancelling stops
+        the search at its next LM call, keeps the best candidate so far and marks the run KILLED.
 
         Args:
             request: what to optimize, for which objectives, within which limits.
@@ -145,9 +170,24 @@ class OptimizationPipeline:
         inputs = RunInputs(request, training_data, validation_data, test_data, baseline_metrics)
         if once is not None:
             return await self._run_once(once, inputs)
-        job = prepare(inputs, self.options)
+        job = await self._prepared(inputs)
         tracker = MLflowTracker(self.mlflow_config) if self.enable_tracking else None
         return await Run(job, self.options, tracker).execute()
+
+    async def _prepared(self, inputs: RunInputs, optimization_id: str | None = None) -> Job:
+        """Resolve and check a request in a thread: that reads files and imports the user's code."""
+        options, start = self.options, None
+        if options.start_from is not None:
+            tracker = MLflowTracker(self._config("start from a run"))
+            start = await start_from_run(tracker, options.start_from, options.program, options.program_path)
+
+        def make() -> Job:
+            job = prepare(inputs, options, optimization_id=optimization_id, start=start)
+            if not is_offline(job.lm) or not is_offline(job.prompt_lm):
+                import_litellm()  # before threads need it
+            return job
+
+        return await run_in_thread(make)
 
     async def _run_once(self, name: str, inputs: RunInputs) -> OptimizationResult:
         if not self.enable_tracking:
@@ -156,11 +196,11 @@ class OptimizationPipeline:
         journal, _ = await tracker.opened()
         async with alone_under(name, journal, LEASE_PATIENCE) as stream:
             key = new_id(name) if stream is None else stream.id
-            job = prepare(inputs, self.options, optimization_id=key)
+            job = await self._prepared(inputs, key)
             if stream is None:
                 return await Run(job, self.options, tracker).execute()
             _, _, recorded = await run_in_thread(lambda: find_run(key))
-            check_same(job, recorded.spec, f"named {name!r}")
+            check_same_job(job, recorded.spec, name)
             check_same_request(job, recorded.spec, name)
             return await self._resume(key, LEASE_PATIENCE)
 
@@ -184,11 +224,9 @@ class OptimizationPipeline:
         """
         inputs = RunInputs(request, training_data, validation_data, test_data)
 
-        def make() -> Estimate:
-            job = prepare(inputs, self.options)
-            return estimate(job, self.options.prices, self.options.max_concurrency, latency)
-
-        return await run_in_thread(make)
+        job = await self._prepared(inputs)
+        options = self.options
+        return await run_in_thread(lambda: estimate(job, options.prices, options.max_concurrency, latency))
 
     async def resume(self, run_id: str) -> OptimizationResult:
         """Resume an optimization that failed, was stopped, or whose process died.
@@ -220,9 +258,20 @@ class OptimizationPipeline:
                     f"run {run_id} is tracked at {run.stream.destination}, but this pipeline tracks at "
                     f"{destination}: set MLFLOW_TRACKING_URI"
                 )
-            inputs = RunInputs(run.spec["request"], run.data, baseline_metrics=run.spec["baseline"])
+            await check_only_copy(tracker, run)
+            # With the settings in effect then: a later version may have other defaults.
+            request = {**run.spec["request"], "optimizer_settings": recorded_settings(run.spec)}
+            inputs = RunInputs(request, run.data, baseline_metrics=run.spec["baseline"])
             options = replace(self.options, seed=run.spec["seed"])
-            job = prepare(inputs, options, optimization_id=run.stream.id, splits=run.splits)
+            start = None
+            if options.start_from is not None:
+                start = await start_from_run(
+                    tracker, options.start_from, options.program, options.program_path
+                )
+            key = run.stream.id
+            job = await run_in_thread(
+                lambda: prepare(inputs, options, optimization_id=key, splits=run.splits, start=start)
+            )
             check_same(job, run.spec, run_id)
             resumed = Run(job, self.options, tracker, run)
         except BaseException:
@@ -240,14 +289,17 @@ class OptimizationPipeline:
             lm: the model, if the run was started with an LM object.
             arguments: further arguments of the pipeline, except program, metric, models and seed.
 
+        In a journal that others may write to (Postgres), the program and the metric are imported only from
+        the packages in `AGENTCORE_TRUSTED_MODULES`.
+
         Raises:
-            ConfigurationError: no such run, or its program or metric can't be imported.
+            ConfigurationError: no such run, or its program or metric can't be imported, or may not be.
             RunFinishedError: it has already finished.
         """
-        _, _, job = find_unfinished(run_id)
+        journal, _, job = find_unfinished(run_id)
         spec, source = job.spec, job.spec["source"]
         by_hand = "Resume it from the script that started it, with pipeline.resume(run_id)"
-        if source["program"] is None and not source["from_data"]:
+        if source["program"] is None and not source["from_data"] and not source.get("start_from"):
             raise ConfigurationError(
                 f"the program of run {run_id} ({spec['program']['class']}) can't be imported. {by_hand}"
             )
@@ -255,12 +307,24 @@ class OptimizationPipeline:
             raise ConfigurationError(
                 f"the metric of run {run_id} ({spec['metric']}) can't be imported. {by_hand}"
             )
+        if journal.shared:
+            check_trusted_imports(source["program"], source["metric"])
+            if source["program"] is None and source.get("start_from"):
+                raise ConfigurationError(
+                    f"the journal says to load the program of run {source['start_from']}, and others may "
+                    f"write to it. {by_hand}"
+                )
+            for name in (None if lm else spec["lm"]["model"], spec["prompt_lm"]["model"]):
+                check_stored_name(name)
         return cls(
             source["program"],
             source["metric"],
             lm or spec["lm"]["model"],
             prompt_lm=None if spec["prompt_lm"] == spec["lm"] else spec["prompt_lm"]["model"],
             seed=spec["seed"],
+            repeats=spec.get("repeats", 1),
+            cluster=spec.get("cluster"),
+            start_from=source.get("start_from"),
             **arguments,
         )
 
@@ -304,7 +368,7 @@ class SyncPipeline(SyncTwin):
     flush = blocking(OptimizationPipeline.flush)
 
 
-async def _taken_over(run_id: str, patience: float, abandon: Callable[[Any], None]) -> Unfinished:
+async def _taken_over(run_id: str, patience: float, abandon: Callable[[Any], Any]) -> Unfinished:
     taking = start_in_thread(lambda: take_over(run_id, patience))
     try:
         return await asyncio.shield(taking)

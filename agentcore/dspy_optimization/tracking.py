@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 from agentcore._sync import blocking
 from agentcore.data import Dataset, Splits
-from agentcore.dspy_optimization._entries import OptimizationEntries, trial_metrics
+from agentcore.dspy_optimization._entries import TEST_EXAMPLES, OptimizationEntries, trial_metrics
 from agentcore.dspy_optimization._plots import TrialPoint
+from agentcore.errors import ConfigurationError
 from agentcore.settings import MLflowConfig
-from agentcore.tracking import Archive, RunTracker, SyncRunTracker, archive, plan_archive
+from agentcore.tracking import (
+    Archive,
+    RunTracker,
+    SyncRunTracker,
+    archive,
+    plan_archive,
+    proven_run_query,
+    user_name,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -20,6 +29,9 @@ if TYPE_CHECKING:
     from agentcore.evaluation import Comparison, EvaluationReport, PerformanceMetrics
 
 __all__ = ["MLflowConfig", "MLflowTracker", "SyncMLflowTracker", "TrialPoint"]
+
+
+REVEALED_TAG = "agentcore.test_revealed"
 
 
 class MLflowTracker(RunTracker):
@@ -83,7 +95,7 @@ class MLflowTracker(RunTracker):
         self, data: Dataset, splits: Splits | None = None, *, run_id: str | None = None
     ) -> None:
         """`training_data.json`, and the data (or each split) as a run input with its digest."""
-        await self._log(self._run(run_id), self.entries.training_data(data, splits))
+        await self._log(self._run(run_id), lambda: self.entries.training_data(data, splits))
 
     async def log_optimization_details(
         self, details: Mapping[str, Any], *, run_id: str | None = None
@@ -94,23 +106,22 @@ class MLflowTracker(RunTracker):
             details: `algorithm` (str), `parameters` (dict), `key_improvements` (list of str),
                 `iterations` (int), `duration_seconds` (float); each optional.
         """
-        await self._log(self._run(run_id), self.entries.details(details))
+        await self._log(self._run(run_id), lambda: self.entries.details(details))
 
     async def log_evaluation(
         self,
         test: Dataset,
         baseline: "EvaluationReport",
         optimized: "EvaluationReport",
-        comparison: "Comparison",
         *,
         run_id: str | None = None,
     ) -> None:
         """`test_examples.json`: every test example with both predictions and scores, and which flipped."""
-        await self._log(self._run(run_id), self.entries.evaluation(test, baseline, optimized, comparison))
+        await self._log(self._run(run_id), lambda: self.entries.evaluation(test, baseline, optimized))
 
     async def log_result(self, result: "OptimizationResult", *, run_id: str | None = None) -> None:
         """All metrics of a result, its details, and the result itself as `result.json`."""
-        await self._log(self._run(run_id), self.entries.result(result))
+        await self._log(self._run(run_id), lambda: self.entries.result(result))
 
     async def log_plots(
         self,
@@ -126,30 +137,59 @@ class MLflowTracker(RunTracker):
 
     # Search
 
+    async def reveal_test(self, run_id: str) -> dict[str, Any]:
+        """The content of a run's `test_examples.json`. The run's tag `agentcore.test_revealed` then says when
+        and by whom: whoever builds on single test examples has no unseen test any more.
+
+        Raises:
+            ArtifactError: the run has none; it failed or was stopped.
+        """
+        run = await self.get_run(run_id)
+        content: dict[str, Any] = await self.read_json(run_id, TEST_EXAMPLES)
+        earlier = run.data.tags.get(REVEALED_TAG)
+        now = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC by {user_name()}"
+        await self.set_tags({REVEALED_TAG: f"{earlier}; {now}" if earlier else now}, run_id=run_id)
+        return content
+
     async def get_best_run(
         self,
-        metric: str = "improvement_percentage",
+        metric: str | None = None,
         order_by: str = "DESC",
         *,
         tags: Mapping[str, str] | None = None,
         target_id: str | None = None,
     ) -> "Run | None":
-        """The FINISHED run with the best finite `metric`, ordered by the server; None if there is none.
+        """The best FINISHED run, ordered by the server; None if there is none.
+
+        Without a `metric`: among the runs with a proven gain in quality (`improvement_low` above 0) that have
+        the target and the test examples of the newest of them, the one with the best lower bound of its
+        quality (`optimized_quality_low`). A large gain over a bad baseline doesn't win.
 
         Args:
+            metric: rank by this metric instead, among the runs that have a finite one.
             order_by: DESC or ASC.
             tags: only consider runs with these tags.
             target_id: only consider runs of this target.
         """
         wanted = {**(tags or {}), **({} if target_id is None else {"target_id": target_id})}
-        return await super().get_best_run(metric, order_by, tags=wanted)
+        if metric is not None:
+            return await super().get_best_run(metric, order_by, tags=wanted)
+        if order_by.upper() != "DESC":
+            raise ConfigurationError(f"order_by={order_by!r} needs a metric: pass metric= as well")
+        newest = await self._search(*proven_run_query(wanted), 1)
+        if not newest:
+            return None
+        tags, params = newest[0].data.tags, newest[0].data.params
+        same = {name: tags[name] for name in ("target_type", "target_id") if name in tags}
+        found = await self._search(*proven_run_query({**wanted, **same}, params.get("test_digest")), 1)
+        return found[0] if found else None
 
     async def archive_runs(
         self,
         older_than: timedelta,
         *,
         keep_best: int = 10,
-        metric: str = "improvement_percentage",
+        metric: str = "optimized_quality_score",
         keep_registered: bool = True,
         with_models: bool = False,
         dry_run: bool = True,
@@ -200,7 +240,7 @@ class SyncMLflowTracker(SyncRunTracker):
 
         def get_best_run(
             self,
-            metric: str = "improvement_percentage",
+            metric: str | None = None,
             order_by: str = "DESC",
             *,
             tags: Mapping[str, str] | None = None,
@@ -209,3 +249,4 @@ class SyncMLflowTracker(SyncRunTracker):
     else:
         get_best_run = blocking(MLflowTracker.get_best_run)
     archive_runs = blocking(MLflowTracker.archive_runs)
+    reveal_test = blocking(MLflowTracker.reveal_test)

@@ -3,33 +3,60 @@
 from typing import TYPE_CHECKING, Any
 
 from agentcore.evaluation._compare import (
+    Claim,
     Comparison,
-    Interval,
-    bca_interval,
+    Figure,
+    claims,
     compare,
-    gain_that_can_show,
-    sign_flip_p_value,
-    smallest_detectable_gain,
+    paired,
+    score_interval,
+    verdict_of,
 )
 from agentcore.evaluation._executor import Executor, Local, Place, Ran, Runner, first_error
-from agentcore.evaluation._metric import ExactMatch, Metric, Score, ScoredMetric, exact_match, resolve_metric
+from agentcore.evaluation._metric import (
+    BUILTIN_METRICS,
+    ExactMatch,
+    Metric,
+    Score,
+    ScoredMetric,
+    exact_match,
+    resolve_metric,
+)
+from agentcore.evaluation._power import (
+    exact_power,
+    examples_needed,
+    gain_that_can_show,
+    smallest_detectable_gain,
+)
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord, PerformanceMetrics
 from agentcore.evaluation._resolve import resolve_executor
 from agentcore.evaluation._run import EvaluationLimits, evaluate
+from agentcore.evaluation._statistics import (
+    Interval,
+    PairedTest,
+    Verdict,
+    exact_test,
+    mean_interval,
+    paired_test,
+)
 
 if TYPE_CHECKING:
     from agentcore.evaluation.ray import RayExecutor
 
 __all__ = [
+    "BUILTIN_METRICS",
+    "Claim",
     "Comparison",
     "EvaluationLimits",
     "EvaluationReport",
     "ExactMatch",
     "ExampleRecord",
     "Executor",
+    "Figure",
     "Interval",
     "Local",
     "Metric",
+    "PairedTest",
     "PerformanceMetrics",
     "Place",
     "Ran",
@@ -37,16 +64,24 @@ __all__ = [
     "Runner",
     "Score",
     "ScoredMetric",
-    "bca_interval",
+    "Verdict",
+    "claims",
     "compare",
     "evaluate",
     "exact_match",
+    "exact_power",
+    "exact_test",
+    "examples_needed",
     "first_error",
     "gain_that_can_show",
+    "mean_interval",
+    "paired",
+    "paired_test",
     "resolve_executor",
     "resolve_metric",
-    "sign_flip_p_value",
+    "score_interval",
     "smallest_detectable_gain",
+    "verdict_of",
 ]
 
 

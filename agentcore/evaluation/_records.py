@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from statistics import median
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -19,7 +20,9 @@ class PerformanceMetrics(BaseModel):
     avg_cost: float | None = Field(default=None, ge=0)
     """USD per example without a cache hit; None if there is no such example or a price is unknown."""
     avg_latency_ms: float | None = Field(default=None, ge=0)
-    """Milliseconds per example without a cache hit; None if there is no such example."""
+    """Mean milliseconds per example without a cache hit; None if there is no such example."""
+    median_latency_ms: float | None = Field(default=None, ge=0)
+    """The median of the same."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class ExampleRecord:
     cache_hits: int
     error: str | None = None
     failed: Literal["lm", "program"] | None = None
+    draws: int = 1
+    """How often the program ran: `score` and `latency_ms` are means over the runs, the rest are sums."""
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -58,20 +63,33 @@ class EvaluationReport:
         return [record.score for record in self.records]
 
     @property
+    def all_scores(self) -> list[float]:
+        """The scores of the examples that have one."""
+        return [score for score in self.scores if score is not None]
+
+    def only(self, numbers: Sequence[int]) -> "EvaluationReport":
+        """The records at these positions."""
+        return EvaluationReport(tuple(self.records[number] for number in numbers), self.success_threshold)
+
+    @property
     def failures(self) -> list[ExampleRecord]:
         return [record for record in self.records if record.failed]
 
     @property
     def mean_score(self) -> float:
         """Mean over the examples that have a score, 0–1."""
-        return _mean([score for score in self.scores if score is not None])
+        return _mean(self.all_scores)
 
     @property
     def metrics(self) -> PerformanceMetrics:
-        scored = [score for score in self.scores if score is not None]
+        scored = self.all_scores
         # Cache hits say nothing about the program's cost or latency.
         fresh = [record for record in self.records if not record.cache_hits]
-        costs = [record.cost_usd for record in fresh if record.failed != "lm"]
+        costs = [
+            None if record.cost_usd is None else record.cost_usd / record.draws
+            for record in fresh
+            if record.failed != "lm"
+        ]
         latencies = [record.latency_ms for record in fresh if record.latency_ms is not None]
         known = [cost for cost in costs if cost is not None]
         return PerformanceMetrics(
@@ -79,6 +97,7 @@ class EvaluationReport:
             quality_score=self.mean_score,
             avg_cost=_mean(known) if known and len(known) == len(costs) else None,
             avg_latency_ms=_mean(latencies) if latencies else None,
+            median_latency_ms=median(latencies) if latencies else None,
         )
 
 

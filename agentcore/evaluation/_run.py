@@ -20,9 +20,9 @@ from agentcore.errors import (
     LMUnavailableError,
 )
 from agentcore.evaluation._executor import Local, Place, Ran, Runner, first_error
-from agentcore.evaluation._metric import ScoredMetric
+from agentcore.evaluation._metric import Score, ScoredMetric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord
-from agentcore.lm import Spend, collect_spend, is_lm_failure, lm_secrets
+from agentcore.lm import Spend, collect_spend, is_lm_failure, lm_secrets, program_secrets, uncached
 
 RecordSink = Callable[[ExampleRecord], None]
 
@@ -58,6 +58,7 @@ async def evaluate(
     known: Mapping[int, ExampleRecord] | None = None,
     judging: Callable[[], AbstractContextManager[None]] = nullcontext,
     place: Place | None = None,
+    repeats: int = 1,
 ) -> EvaluationReport:
     """Run `program` on every example, concurrently, and score what it predicts.
 
@@ -75,6 +76,8 @@ async def evaluate(
         known: records of an earlier evaluation, by index; these examples are not run again.
         judging: entered while the metric runs.
         place: where the program runs; None means this process.
+        repeats: how often each example is run, its score being the mean; without DSPy's cache if more than
+            once, since a cached answer is no further draw.
 
     Raises:
         DataError: no examples.
@@ -96,6 +99,7 @@ async def evaluate(
         total=len(examples),
         on_record=on_record or (lambda record: None),
         judging=judging,
+        repeats=repeats,
     )
     known = known or {}
     run.records += known.values()
@@ -124,11 +128,12 @@ class _Run:
     total: int
     on_record: RecordSink
     judging: Callable[[], AbstractContextManager[None]]
+    repeats: int = 1
     records: list[ExampleRecord] = field(default_factory=list)
     errors: list[tuple[int, Exception]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.secrets = lm_secrets(self.lm, *(predictor.lm for predictor in self.program.predictors()))
+        self.secrets = [*lm_secrets(self.lm), *program_secrets(self.program)]
         share = math.floor(self.limits.max_error_rate * self.total + 1e-9)
         self.tolerated = share if self.limits.tolerated is None else self.limits.tolerated
         self.gate: AbstractAsyncContextManager[Any] = self.limits.gate or nullcontext()
@@ -141,15 +146,27 @@ class _Run:
             self.on_record(record)
 
     async def one(self, index: int, example: Example) -> ExampleRecord:
+        if self.repeats == 1:
+            draws = [await self.draw(example)]
+        else:
+            with uncached():
+                draws = [await self.draw(example) for _ in range(self.repeats)]
+        record = _record(index, example, draws, self.describe)
+        if record.failed == "lm" or (record.failed and not self.limits.only_lm_failures):
+            self.errors.append((index, next(draw.error for draw in draws if draw.error is not None)))
+            if len(self.errors) > self.tolerated:
+                self.give_up()
+        return record
+
+    async def draw(self, example: Example) -> "_Draw":
         # The metric may call a judge LM, whose cost counts towards the run, not the program.
         with dspy.context(lm=self.lm):
             with collect_spend() as sink:
                 ran = await self.predict(example)
             if isinstance(ran, Exception):
-                return self.failed(index, example, ran, sink.spend)
+                return _Draw(sink.spend, error=ran)
             with self.judging():
-                score = await self.metric.score(example.dspy, ran.prediction)
-        return _record(index, example, sink.spend, ran=ran, score=score)
+                return _Draw(sink.spend, ran, await self.metric.score(example.dspy, ran.prediction))
 
     async def predict(self, example: Example) -> Ran | Exception:
         try:
@@ -164,14 +181,6 @@ class _Run:
             raise  # not this example's fault
         except Exception as error:  # noqa: BLE001 - a failed example is data
             return error
-
-    def failed(self, index: int, example: Example, error: Exception, spend: Spend) -> ExampleRecord:
-        kind: Literal["lm", "program"] = "lm" if is_lm_failure(error) else "program"
-        if kind == "lm" or not self.limits.only_lm_failures:
-            self.errors.append((index, error))
-        if len(self.errors) > self.tolerated:
-            self.give_up()
-        return _record(index, example, spend, error=self.describe(error), failed=kind)
 
     def give_up(self) -> None:
         shown = "; ".join(f"example {index + 1}: {self.describe(error)}" for index, error in self.errors[:3])
@@ -188,31 +197,58 @@ class _Run:
         return first_line(error, secrets=self.secrets)
 
 
+@dataclass(frozen=True)
+class _Draw:
+    """One run of the program on an example."""
+
+    spend: Spend
+    ran: Ran | None = None
+    score: Score | None = None
+    error: Exception | None = None
+
+    @property
+    def failed(self) -> Literal["lm", "program"] | None:
+        return None if self.error is None else "lm" if is_lm_failure(self.error) else "program"
+
+    @property
+    def value(self) -> float | None:
+        """A program's failure scores 0, the LM's is no score."""
+        return self.score.value if self.score else 0.0 if self.failed == "program" else None
+
+    @property
+    def seconds(self) -> float | None:
+        only_cache = self.spend.cache_hits > 0 and self.spend.calls == 0
+        return None if only_cache or self.ran is None else self.ran.seconds
+
+
 def _record(
-    index: int,
-    example: Example,
-    spend: Spend,
-    *,
-    ran: Ran | None = None,
-    score: Any = None,
-    error: str | None = None,
-    failed: Literal["lm", "program"] | None = None,
+    index: int, example: Example, draws: Sequence[_Draw], describe: Callable[[Exception], str]
 ) -> ExampleRecord:
-    only_cache = spend.cache_hits > 0 and spend.calls == 0
+    """The mean of the draws; failed only if all of them did."""
+    spend = Spend.total([draw.spend for draw in draws])
+    values = [draw.value for draw in draws if draw.value is not None]
+    seconds = [draw.seconds for draw in draws if draw.seconds is not None]
+    first = next((draw for draw in draws if draw.score is not None), draws[0])
+    failed: Literal["lm", "program"] | None = None
+    if all(draw.error is not None for draw in draws):
+        failed = "program" if values else "lm"
+    error = next((draw.error for draw in draws if draw.error is not None), None)
+    prediction = first.ran.prediction if first.ran else None
     return ExampleRecord(
         index=index,
         digest=example.digest,
-        prediction=None if ran is None or ran.prediction is None else _as_dict(ran.prediction),
-        score=score.value if score else 0.0 if failed == "program" else None,
-        feedback=score.feedback if score else None,
-        latency_ms=None if only_cache or ran is None else ran.seconds * 1000,
+        prediction=None if prediction is None else _as_dict(prediction),
+        score=sum(values) / len(values) if values else None,
+        feedback=first.score.feedback if first.score else None,
+        latency_ms=1000 * sum(seconds) / len(seconds) if seconds else None,
         input_tokens=spend.input_tokens,
         output_tokens=spend.output_tokens,
         cost_usd=spend.cost_usd,
         lm_calls=spend.calls,
         cache_hits=spend.cache_hits,
-        error=error,
+        error=None if error is None else describe(error),
         failed=failed,
+        draws=len(draws),
     )
 
 

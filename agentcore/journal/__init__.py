@@ -4,6 +4,7 @@ resumes from it, and logged data waits in it until MLflow has received it."""
 from agentcore.journal._event import Event, EventSink, UnknownEvent
 from agentcore.journal._journal import ADOPTED, Journal, wait
 from agentcore.journal._open import close_journals, open_journal
+from agentcore.journal._salvage import Salvaged, damage, put_aside, salvage
 from agentcore.journal._stream import Entry, Page, Stream
 from agentcore.journal._writer import Lease
 
@@ -15,9 +16,13 @@ __all__ = [
     "Journal",
     "Lease",
     "Page",
+    "Salvaged",
     "Stream",
     "UnknownEvent",
     "close_journals",
+    "damage",
     "open_journal",
+    "put_aside",
+    "salvage",
     "wait",
 ]

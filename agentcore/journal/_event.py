@@ -16,7 +16,7 @@ from pydantic_core import PydanticSerializationError
 
 from agentcore._naming import now_ms
 from agentcore._redaction import Redactor, encodable_value, first_line
-from agentcore.errors import UnknownEventError
+from agentcore.errors import DamagedEventError, UnknownEventError
 
 GROUP = "agentcore.events"
 
@@ -118,7 +118,14 @@ def decode(kind: str, text: str) -> Event:
 
     Raises:
         UnknownEventError: a newer version wrote it.
+        DamagedEventError: it isn't JSON: the disk or the file is damaged.
     """
+    try:
+        json.loads(text)
+    except (TypeError, ValueError):
+        raise DamagedEventError(
+            f"an entry of kind {kind!r} can't be read: its content is no longer valid JSON"
+        ) from None
     found = event_class(kind)
     if found is not None:
         try:
@@ -137,5 +144,7 @@ def decode_leniently(kind: str, text: str) -> Event:
     """The event of a row, for display: an `UnknownEvent` if this version doesn't know it."""
     try:
         return decode(kind, text)
+    except DamagedEventError as error:
+        return UnknownEvent.model_validate({"kind": "damaged", "was": kind, "reason": str(error)})
     except UnknownEventError:
         return UnknownEvent.model_validate({**json.loads(text), "kind": kind})

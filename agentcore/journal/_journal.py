@@ -1,7 +1,7 @@
 """`Journal`: append-only streams of events, one per run, durable before anything acts on them."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -12,7 +12,13 @@ from sqlalchemy.engine import Connection, Row, make_url
 from agentcore._forks import not_forked
 from agentcore._naming import LOCAL_PREFIX, now_ms
 from agentcore._redaction import Redactor
-from agentcore.errors import ConfigurationError, JournalError, UnknownEventError
+from agentcore.errors import (
+    ConfigurationError,
+    DamagedEventError,
+    JournalDamagedError,
+    JournalError,
+    UnknownEventError,
+)
 from agentcore.journal._event import (
     Event,
     decode,
@@ -28,6 +34,7 @@ from agentcore.journal._schema import (
     cursors,
     events,
     explain,
+    is_damage,
     leases,
     make_engine,
     migrate,
@@ -57,6 +64,7 @@ class Journal:
 
     Attributes:
         location: the file, or the database's URL without its password.
+        shared: whether other machines may write to it.
         payloads: the store for content too large to keep in events.
     """
 
@@ -64,6 +72,7 @@ class Journal:
         self._engine = make_engine(make_url(url))
         migrate(self._engine)
         self.location = shown(self._engine.url)
+        self.shared = self._engine.dialect.name == "postgresql"
         self.payloads: Payloads = (
             FilePayloads(payloads_directory) if payloads_directory else TablePayloads(self._engine)
         )
@@ -143,9 +152,10 @@ class Journal:
         """Acquire a lease, renewed until it is released; None if another process holds it."""
         return self._writer.submit(lambda connection: self._keep(acquire(connection, stream, role)))
 
-    def abandon(self, lease: Lease) -> None:
-        """Release a lease, retrying later if the journal can't be written right now."""
-        self._keeper.give_up(lease)
+    def abandon(self, lease: Lease) -> "Future[None]":
+        """Release a lease, retrying later if the journal can't be written right now; the future is that of
+        the first attempt."""
+        return self._keeper.give_up(lease)
 
     def release(self, lease: Lease) -> "Future[None]":
         """Release a lease; the future is done once that is durable."""
@@ -186,6 +196,10 @@ class Journal:
             self._keeper.keep(lease)
         return lease
 
+    def submit(self, change: "Callable[[Connection], T]") -> "Future[T]":
+        """Any other change, in a transaction of the journal's writer."""
+        return self._writer.submit(change)
+
     # Reading
 
     def read(
@@ -204,6 +218,7 @@ class Journal:
 
         Raises:
             UnknownEventError: a newer version wrote one of them.
+            DamagedEventError: one of them can't be read.
         """
         wanted = (
             sa.select(events.c.seq, events.c.kind, events.c.body)
@@ -228,15 +243,19 @@ class Journal:
         )
         rows = self._rows(wanted)
         entries: list[Entry] = []
+        damaged: list[tuple[int, str]] = []
         for row in rows:
             try:
                 event = decode(row.kind, row.body)
+            except DamagedEventError as error:
+                damaged.append((row.seq, str(error)))
+                continue
             except UnknownEventError as unknown:
-                return Page(entries, row.seq - 1, unknown)
+                return Page(entries, row.seq - 1, damaged, unknown)
             if event.deliverable:
                 entries.append(Entry(row.seq, event))
         # Fewer rows than `limit` means there are no more; `stream` was read before them.
-        return Page(entries, rows[-1].seq if len(rows) == limit else max(stream.last_seq, after))
+        return Page(entries, rows[-1].seq if len(rows) == limit else max(stream.last_seq, after), damaged)
 
     def last(self, stream: str, *of: type[Event]) -> Event | None:
         """The last event of these types."""
@@ -312,7 +331,8 @@ class Journal:
             with not_forked(), self._engine.connect() as connection:
                 return connection.execute(wanted).all()
         except sa.exc.SQLAlchemyError as error:
-            raise JournalError(f"the journal at {self.location} can't be read: {explain(error)}") from None
+            kind = JournalDamagedError if is_damage(error) else JournalError
+            raise kind(f"the journal at {self.location} can't be read: {explain(error)}") from None
 
     # Maintenance
 

@@ -117,8 +117,8 @@ class Keeper:
         with self._lock:
             self._held.discard(lease)
 
-    def give_up(self, lease: Lease) -> None:
-        """Release a lease, retrying until the release has been written."""
+    def give_up(self, lease: Lease) -> "Future[None]":
+        """Release a lease, retrying until the release has been written; returns the first attempt."""
         with self._lock:
             self._held.discard(lease)
 
@@ -127,8 +127,9 @@ class Keeper:
                 with self._lock:
                     self._given_up.add(lease)
 
-        release_it = partial(release, lease=lease)
-        self._writer.submit(release_it).add_done_callback(again)
+        first = self._writer.submit(partial(release, lease=lease))
+        first.add_done_callback(again)
+        return first
 
     def close(self) -> None:
         self._stop.set()

@@ -3,6 +3,7 @@
 `_migrations` creates the tables; a test checks that the two match.
 """
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from agentcore._forks import not_forked
 from agentcore._naming import now_ms
 from agentcore._redaction import first_line
-from agentcore.errors import JournalError
+from agentcore.errors import JournalDamagedError, JournalError
 from agentcore.journal._migrations import bring_up_to_date
+from agentcore.settings import shown_uri
 
 metadata = sa.MetaData()
 
@@ -121,14 +123,23 @@ def migrate(engine: Engine) -> None:
         with not_forked(), engine.execution_options(writes=True).begin() as connection:
             bring_up_to_date(connection, now_ms())
     except sa.exc.SQLAlchemyError as error:
-        raise JournalError(f"the journal at {shown(engine.url)} can't be opened: {explain(error)}") from None
+        kind = JournalDamagedError if is_damage(error) else JournalError
+        raise kind(f"the journal at {shown(engine.url)} can't be opened: {explain(error)}") from None
 
 
 def shown(url: URL | str) -> str:
+    """Where a journal is: its file, or the database's URL without anything that may be a password."""
     url = make_url(url)
-    return (
-        url.database or "" if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
-    )
+    if url.get_backend_name() == "sqlite":
+        return url.database or ""
+    return shown_uri(url.render_as_string(hide_password=False))
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether SQLite found that the file is damaged, or no database."""
+    cause = getattr(error, "orig", None)
+    damaged = any(text in str(cause) for text in ("not a database", "malformed", "is encrypted"))
+    return isinstance(cause, sqlite3.DatabaseError) and damaged
 
 
 def explain(error: Exception) -> str:
@@ -137,4 +148,6 @@ def explain(error: Exception) -> str:
     text = first_line(cause)
     if "disk is full" in text or "No space left" in text:
         return f"{text}. Free some space and resume: everything written before is kept"
+    if is_damage(error):
+        return f"{text}. Save what can be read with: agentcore journal salvage"
     return text

@@ -1,5 +1,6 @@
 """What a journal says about its runs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -60,6 +61,8 @@ class Page:
     entries: list[Entry]
     through: int
     """Sequence number up to which there is nothing else to deliver."""
+    damaged: Sequence[tuple[int, str]] = ()
+    """Sequence number of each entry that can't be read, and why."""
     unknown: UnknownEventError | None = None
     """Set if the page ends early: this version doesn't know the next event, which may need delivering."""
 

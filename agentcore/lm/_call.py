@@ -13,9 +13,11 @@ from typing import Any, Protocol, TypeVar
 import dspy
 from dspy.utils.exceptions import is_retryable_lm_error
 
+from agentcore.errors import AgentCoreError, ConfigurationError
+from agentcore.lm._answers import NoAnswerError, may_have_been_answered, no_answer
 from agentcore.lm._control import Control
 from agentcore.lm._guard import current_guard
-from agentcore.lm._ledger import Amount, CapReached, Reservation
+from agentcore.lm._ledger import Amount, CapReached, CapsRefused, Reservation
 from agentcore.lm._limit import LONGEST_PAUSE
 from agentcore.lm._meter import CallRecord, asking
 
@@ -119,10 +121,17 @@ class Call:
         self.lm = lm
         self.retries = retries
         self.limit = control.limit_of(lm)
-        self.bound = control.bound(lm, prompt, messages, kwargs)
+        try:
+            self.bound = control.bound(lm, prompt, messages, kwargs)
+        except ConfigurationError as error:
+            refused(error)
+            raise
+        self.asked = messages or [{"content": prompt}]
         self.attempt = 0
         self.record: CallRecord | None = None
         """The meter's record of the answer."""
+        self.result: Any = None
+        """DSPy's `CallResult`, for a call that was not made through a `ManagedLM`."""
         self.key: str | None = None
         # Identical calls may share an answer only if the model is cached.
         if cached and kwargs.get("cache", lm.cache) and _dspy_caches():
@@ -154,6 +163,7 @@ class Call:
             place = self.limit.enter(wait=waiting.may_wait)
             began: float | None = None
             try:
+                await self._announced(reservation, waiting)
                 await waiting.until(place)
                 if waiting.may_wait:
                     await waiting.sleep(self.limit.pause())
@@ -171,36 +181,71 @@ class Call:
                 check_guard()
                 await waiting.sleep(pause)
                 continue
-            self._answered(reservation)
-            return answer
+            problem = self._problem(answer)
+            self._answered(reservation, problem)
+            if problem is None:
+                return answer
+            self.control.no_answers += 1
+            if self.attempt >= self.retries:
+                self._tell_guard(problem)
+                raise problem
+            self.attempt += 1
+            check_guard()
+            await waiting.sleep(float(min(2 ** (self.attempt - 1), LONGEST_PAUSE)))
+
+    async def _announced(self, reservation: Reservation, waiting: Waiting) -> None:
+        """Wait until the reservation is in the journal; raises `JournalError`."""
+        if reservation.announced is not None and waiting.may_wait:
+            await waiting.until(reservation.announced)
+            reservation.announced.result()
+
+    def _problem(self, answer: Any) -> dspy.LMError | None:
+        """Why an answer is none: an error would have been retried, and not scored."""
+        reason = no_answer(answer, self.asked)
+        if reason is None:
+            return None
+        return NoAnswerError(f"{self.lm.model} answered with {reason}", model=str(self.lm.model))
 
     def _reserved(self, *, wait: bool = True) -> "Reservation | Future[None]":
         try:
             return self.control.ledger.try_reserve(self.bound, wait=wait)
-        except CapReached as reached:
+        except (CapReached, CapsRefused) as reached:
             guard = current_guard()
             if guard is None:
                 raise
-            guard.stop(reached.limit)
+            if isinstance(reached, CapsRefused):
+                guard.stop("failed", reached.error)
+            else:
+                guard.stop(reached.limit)
             guard.check()
             raise AssertionError("a stopped guard raises") from None
 
-    def _answered(self, reservation: Reservation) -> None:
+    def _answered(self, reservation: Reservation, problem: Exception | None) -> None:
         if self.control.ledger.caps:
             self._charge_what_is_unknown()
         reservation.give_back()
-        self._tell_guard(None)
+        if problem is None:
+            self._tell_guard(None)
         self.limit.leave(answered=True)
 
     def _charge_what_is_unknown(self) -> None:
         """If the provider reports no usage, charge the full reservation, so that caps still hold."""
         record, bound = self.record, self.bound
-        if record is None:  # the program disabled DSPy's history
+        if record is None:  # a model that bypasses DSPy's execution and history
             self.control.ledger.assume(bound)
         elif not record.cache_hit:
             tokens = 0 if record.input_tokens or record.output_tokens else bound.tokens
             usd = bound.usd if record.cost_usd is None or tokens else 0.0
             self.control.ledger.assume(Amount(0, tokens, usd))
+
+    def _charged(self) -> Amount:
+        """The bound, whose tokens and USD count only where there are caps on them."""
+        caps = self.control.ledger.caps
+        return Amount(
+            self.bound.calls,
+            0 if caps.tokens is None and caps.usd is None else self.bound.tokens,
+            0.0 if caps.usd is None else self.bound.usd,
+        )
 
     def _tell_guard(self, error: BaseException | None) -> None:
         guard = current_guard()
@@ -211,8 +256,8 @@ class Call:
         self, error: BaseException, place: "Future[None]", reservation: Reservation, began: float | None
     ) -> float | None:
         """Seconds until the next attempt; None to give up."""
-        if began is not None and not isinstance(error, Exception):
-            self.control.ledger.assume(self.bound)  # cancelled in flight: the provider may bill it
+        if began is not None and may_have_been_answered(error):
+            self.control.ledger.assume(self._charged())
         reservation.give_back()
         overloaded = isinstance(error, _OVERLOADED)
         hint = getattr(error, "retry_after", None)
@@ -227,6 +272,14 @@ class Call:
         if isinstance(hint, (int, float)):
             return float(min(max(hint, 0.0), LONGEST_PAUSE))
         return float(min(2 ** (self.attempt - 1), LONGEST_PAUSE))
+
+
+def refused(error: AgentCoreError) -> None:
+    """Fail the run whose guard is current: DSPy would turn the error into a score of 0."""
+    guard = current_guard()
+    if guard is not None:
+        guard.stop("failed", error)
+        guard.check()
 
 
 def check_guard() -> None:

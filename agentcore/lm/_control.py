@@ -2,14 +2,13 @@
 
 import json
 import threading
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from agentcore.errors import ConfigurationError
-from agentcore.lm._ledger import Amount, Ledger, Reservation
+from agentcore.lm._ledger import Amount, Ledger
 from agentcore.lm._limit import AdaptiveLimit
-from agentcore.lm._prices import Prices, max_answer_tokens, max_prompt_tokens, price_of
+from agentcore.lm._prices import Prices, max_answer_tokens, max_answers, max_prompt_tokens, price_of
 
 if TYPE_CHECKING:
     import dspy
@@ -34,6 +33,10 @@ class Control:
         self.prices = prices
         self.limits: dict[str, AdaptiveLimit] = {}
         self.flights: dict[str, Future[bool]] = {}
+        self.no_answers = 0
+        """Number of answers that were none, such as empty ones."""
+        self.escapes = 0
+        """Number of calls outside of the run's context, which are on nobody's account."""
         self._lock = threading.Lock()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Control":
@@ -46,10 +49,7 @@ class Control:
             if lm is None:
                 continue
             if caps.usd is not None and price_of(lm, self.prices) is None:
-                raise ConfigurationError(
-                    f"max_cost_usd: the price of {lm.model} is unknown. Pass it as prices= or --price "
-                    f"{lm.model}=INPUT,OUTPUT, in USD per million tokens"
-                )
+                raise ConfigurationError(unpriced(lm))
             if (caps.usd is not None or caps.tokens is not None) and max_answer_tokens(lm) is None:
                 name = "max_tokens" if caps.tokens is not None else "max_cost_usd"
                 raise ConfigurationError(
@@ -59,7 +59,7 @@ class Control:
     def bound(self, lm: "dspy.BaseLM", prompt: Any, messages: Any, kwargs: dict[str, Any]) -> Amount:
         """Upper bound for the cost of one call."""
         caps = self.ledger.caps
-        choices = int(kwargs.get("n") or lm.kwargs.get("n") or 1)
+        choices = max_answers(lm, kwargs)
         if caps.tokens is None and caps.usd is None:
             return Amount(choices, 0, 0.0)
         merged = {name: value for name, value in {**lm.kwargs, **kwargs}.items() if "api_" not in name}
@@ -74,23 +74,32 @@ class Control:
                 "Set max_tokens= on the LM"
             )
         price = price_of(lm, self.prices)
+        if price is None and caps.usd is not None:
+            raise ConfigurationError(unpriced(lm))
         usd = price.of(taken, told * choices) if price is not None else 0.0
         return Amount(choices, taken + told * choices, usd)
 
-    def reserve_unmanaged(self, lm: "dspy.BaseLM", inputs: dict[str, Any]) -> Callable[[], None]:
-        """Reserve a call of a model created inside a program or metric, which is not a `ManagedLM`.
+    def escaped(self, lm: "dspy.BaseLM") -> None:
+        """Note a call of one of the run's models that was made outside of the run's context.
 
         Raises:
-            CapReached: the call could exceed a cap. It can't wait for other calls to finish.
+            ConfigurationError: the run has caps, which such calls escape. The run fails with the same error.
         """
-        kwargs = inputs.get("kwargs") or {}
-        try:
-            bound = self.bound(lm, inputs.get("prompt"), inputs.get("messages"), kwargs)
-        except ConfigurationError:
-            bound = Amount(1, 0, 0.0)
-        reservation = self.ledger.try_reserve(bound, wait=False)
-        assert isinstance(reservation, Reservation)
-        return reservation.give_back
+        if not self.ledger.caps:
+            self.escapes += 1
+            return
+        error = ConfigurationError(
+            f"the caps of this run can't be enforced: {lm.model} was called in a thread without the run's "
+            "context. Start the program's threads with contextvars.copy_context().run, or with "
+            "dspy.Parallel; put a call that has nothing to do with the run into agentcore.lm.outside_runs()"
+        )
+        self.ledger.refused = error
+        raise error
+
+    def check(self) -> None:
+        """Raise the error of `escaped`, if a call has escaped."""
+        if self.ledger.refused is not None:
+            raise self.ledger.refused
 
     def limit_of(self, lm: "dspy.BaseLM") -> AdaptiveLimit:
         """The concurrency limit of a model, shared by its copies."""
@@ -110,6 +119,13 @@ class Control:
         with self._lock:
             future = self.flights.pop(key)
         future.set_result(success)
+
+
+def unpriced(lm: "dspy.BaseLM") -> str:
+    return (
+        f"max_cost_usd: the price of {lm.model} is unknown. Pass it as prices= or --price "
+        f"{lm.model}=INPUT,OUTPUT, in USD per million tokens"
+    )
 
 
 def _text_of(value: Any) -> str:

@@ -3,13 +3,9 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Literal
 
 import dspy
-from dspy.utils.callback import BaseCallback
-
-from agentcore.lm._ledger import CapReached
-from agentcore.lm._meter import asking
 
 StopReason = Literal["cancelled", "time_limit", "call_limit", "token_limit", "cost_limit", "outage", "failed"]
 LIMITS: tuple[StopReason, ...] = ("time_limit", "call_limit", "token_limit", "cost_limit")
@@ -24,10 +20,6 @@ _NEVER_RECOVERS = (
     dspy.LMNotConfiguredError,
     dspy.LMUnsupportedModelError,
 )
-
-
-class ReservesItself:
-    """Marks models that make their own reservations and report the outcome of their calls to the guard."""
 
 
 class SearchStopped(BaseException):
@@ -48,27 +40,15 @@ def current_guard() -> "Guard | None":
     return found
 
 
-Reserve = Callable[[Any, dict[str, Any]], Callable[[], None]]
-
-
-def _nothing() -> None:
-    pass
-
-
-class Guard(BaseCallback):
+class Guard:
     """Refuses LM calls once it has been stopped by a caller, a cap or an outage. Thread-safe.
 
     Args:
-        reserve: called before each call of an LM that doesn't reserve itself, with the LM and its inputs;
-            raises if a cap could be exceeded, else returns a callback to run once the call has ended.
         outage_after: consecutive failed LM calls that stop the guard; None if failures are counted elsewhere.
     """
 
-    def __init__(self, reserve: Reserve | None = None, *, outage_after: int | None = OUTAGE_AFTER) -> None:
+    def __init__(self, *, outage_after: int | None = OUTAGE_AFTER) -> None:
         self.outage_after = outage_after
-        self._reserve = reserve
-        self._reserved: dict[str, Callable[[], None]] = {}
-        self._managed: set[str] = set()
         self.stopped: SearchStopped | None = None
         self._listeners: list[Callable[[SearchStopped], None]] = []
         self._failures = 0
@@ -100,34 +80,8 @@ class Guard(BaseCallback):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Within the block, and in threads that copied its context, LM calls check this guard."""
-        # A program may replace the callbacks, so managed models look the guard up under its own key.
-        with dspy.context(callbacks=[*dspy.settings.get("callbacks", []), self], agentcore_guard=self):
+        with dspy.context(agentcore_guard=self):
             yield
-
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        self.check()
-        call = asking.get()
-        if isinstance(instance, ReservesItself) or (call is not None and call.lm is instance):
-            self._managed.add(call_id)
-            return
-        if self._reserve is None:
-            return
-        try:
-            given_back = self._reserve(instance, inputs)
-        except CapReached as reached:
-            self.stop(reached.limit)
-            self.check()
-        else:
-            self._reserved[call_id] = given_back
-
-    def on_lm_end(
-        self, call_id: str, outputs: dict[str, Any] | None, exception: BaseException | None = None
-    ) -> None:
-        if call_id in self._managed:
-            self._managed.discard(call_id)
-            return
-        self._reserved.pop(call_id, _nothing)()
-        self.ended(exception)
 
     def ended(self, exception: BaseException | None) -> None:
         """Record that an LM call has ended, after its retries."""

@@ -1,10 +1,12 @@
 """Enforces a run's caps: the maximum cost of each call is reserved before the call is made."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from agentcore.errors import AgentCoreError
 from agentcore.lm._meter import Meter, Spend
 
 Limit = Literal["call_limit", "token_limit", "cost_limit"]
@@ -20,7 +22,12 @@ class Amount:
 
     @classmethod
     def of(cls, spend: Spend) -> "Amount":
-        return cls(spend.calls, spend.total_tokens, spend.known_cost_usd)
+        """What counts towards caps."""
+        return cls(
+            spend.calls,
+            spend.total_tokens + spend.assumed_tokens,
+            spend.known_cost_usd + spend.assumed_cost_usd,
+        )
 
     def plus(self, other: "Amount") -> "Amount":
         """The sum; None counts as 0."""
@@ -49,6 +56,22 @@ class CapReached(BaseException):
         self.limit: Limit = limit
 
 
+class CapsRefused(BaseException):
+    """A call was not made because the run's caps can't be enforced."""
+
+    def __init__(self, error: AgentCoreError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+Announce = Callable[[Amount], "Future[Any]"]
+_AHEAD = 4
+
+
+def _numbers(amount: Amount) -> tuple[float, float, float]:
+    return amount.calls or 0.0, amount.tokens or 0.0, amount.usd or 0.0
+
+
 class Ledger:
     """Admits a call if spent + reserved + set aside + the call's maximum cost stays within the caps.
     Thread-safe.
@@ -61,9 +84,14 @@ class Ledger:
         self.caps = caps
         self.set_aside = Amount()
         """Set aside for evaluating the winner."""
+        self.refused: AgentCoreError | None = None
+        """Set once the caps can't be enforced; every further reservation raises it."""
+        self.announce: Announce | None = None
+        """Writes down how much may be spent before it is: what a process had reserved when it was killed
+        counts as spent."""
+        self._announced = Amount(0, 0, 0.0)
+        self._announcing: Future[Any] | None = None
         self._reserved = Amount(0, 0, 0.0)
-        self._assumed = Amount(0, 0, 0.0)
-        """Upper bound for the cost of answers without reported usage or a known price."""
         self._open = 0
         self._waiting: list[Future[None]] = []
         self._lock = threading.Lock()
@@ -73,13 +101,16 @@ class Ledger:
 
         Raises:
             CapReached: no call in flight could free up budget, or `wait` is False.
+            CapsRefused: a model was called where no cap reaches.
         """
         with self._lock:
+            if self.refused is not None:
+                raise CapsRefused(self.refused)
             limit = self._over(bound)
             if limit is None:
                 self._reserved = self._reserved.plus(bound)
                 self._open += 1
-                return Reservation(self, bound)
+                return Reservation(self, bound, self._announced_by(bound))
             if not self._open or not wait:
                 raise CapReached(limit)
             future: Future[None] = Future()
@@ -87,13 +118,30 @@ class Ledger:
             return future
 
     def assume(self, taken: Amount) -> None:
-        """Charge the maximum cost of an answer that the meter could not measure."""
+        """Charge the maximum cost of an attempt or an answer that the meter could not measure."""
+        self.meter.assume(round(taken.calls or 0), taken.tokens or 0.0, taken.usd or 0.0)
+
+    def _announced_by(self, bound: Amount) -> "Future[Any] | None":
+        """A future that is done once what is reserved now has been announced; None if it has been."""
+        if self.announce is None or not self.caps:
+            return None
+        most = Amount.of(self.meter.total).plus(self._reserved)
+        if any(now > known for now, known in zip(_numbers(most), _numbers(self._announced), strict=True)):
+            # Some calls ahead, so that not every call waits for a write.
+            self._announced = most.plus(bound.times(_AHEAD))
+            self._announcing = self.announce(self._announced)
+        return self._announcing
+
+    def is_settled(self) -> bool:
+        """Whether nothing is reserved. Forgets what was announced: the account says all there is."""
         with self._lock:
-            self._assumed = self._assumed.plus(taken)
+            if not self._open:
+                self._announced = Amount(0, 0, 0.0)
+            return not self._open
 
     def left(self) -> Amount:
         """The remaining budget; None means unlimited."""
-        spent = Amount.of(self.meter.total).plus(self._assumed)
+        spent = Amount.of(self.meter.total)
 
         def rest(cap: float | None, used: float | None) -> float | None:
             return None if cap is None else cap - (used or 0)
@@ -107,13 +155,7 @@ class Ledger:
     def _over(self, bound: Amount) -> Limit | None:
         if not self.caps:
             return None
-        total = (
-            Amount.of(self.meter.total)
-            .plus(self._assumed)
-            .plus(self._reserved)
-            .plus(self.set_aside)
-            .plus(bound)
-        )
+        total = Amount.of(self.meter.total).plus(self._reserved).plus(self.set_aside).plus(bound)
         caps = self.caps
         if caps.calls is not None and (total.calls or 0) > caps.calls:
             return "call_limit"
@@ -139,6 +181,8 @@ class Ledger:
 class Reservation:
     ledger: Ledger
     bound: Amount
+    announced: "Future[Any] | None" = None
+    """Done once the reservation is written down; the call must not be made before."""
 
     def give_back(self) -> None:
         self.ledger._give_back(self.bound)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from agentcore._redaction import Redactor
 
+_FORMATTER = logging.Formatter()
+
 
 class _Redaction(logging.Filter):
     def __init__(self, redactor: Redactor) -> None:
@@ -17,7 +19,11 @@ class _Redaction(logging.Filter):
         clean = self._redactor.text(message)
         if clean != message:
             record.msg, record.args = clean, None
-            record.exc_info = record.exc_text = None  # the traceback repeats the message
+        if record.exc_info:
+            record.exc_text = _FORMATTER.formatException(record.exc_info)
+            record.exc_info = None
+        record.exc_text = record.exc_text and self._redactor.text(record.exc_text)
+        record.stack_info = record.stack_info and self._redactor.text(record.stack_info)
         return True
 
 

@@ -1,6 +1,8 @@
 """`ManagedLM`: a user's model under a run's control, by delegation."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, SupportsIndex
 
@@ -11,12 +13,11 @@ from dspy.utils.callback import with_callbacks
 from agentcore._threads import run_in_thread
 from agentcore.lm._call import Call, TaskWaiting, ThreadWaiting, run_in_one_step
 from agentcore.lm._control import Control
-from agentcore.lm._guard import ReservesItself
 
 _OWN = frozenset({"_control", "_model", "_retries"})
 
 
-class ManagedLM(ReservesItself, dspy.BaseLM):
+class ManagedLM(dspy.BaseLM):
     """Wraps a user's model, applying a run's caps and limits; everything else is delegated to the model.
 
     The model is a copy of the user's and may be any `dspy.BaseLM`. If DSPy would retry its calls, they are
@@ -127,7 +128,21 @@ class ManagedLM(ReservesItself, dspy.BaseLM):
         return Call(self._control, self._model, self._retries, cached, prompt, messages, kwargs)
 
 
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Within the block, managed models neither read nor fill DSPy's cache."""
+    with dspy.context(agentcore_uncached=True):
+        yield
+
+
+def _fresh(self: ManagedLM, kwargs: dict[str, Any]) -> dict[str, Any]:
+    if dspy.settings.get("agentcore_uncached") and _retried_by_dspy(self._model):
+        return {**kwargs, "cache": False}
+    return kwargs
+
+
 def _call(self: ManagedLM, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+    kwargs = _fresh(self, kwargs)
     ask = _bare(_kind(self._model), "__call__")
     with _adapters_messages(self, messages):
         waiting = ThreadWaiting(lambda: ask(self._model, *_positional(prompt), **_with(messages, kwargs)))
@@ -135,6 +150,7 @@ def _call(self: ManagedLM, prompt: Any = None, *, messages: Any = None, **kwargs
 
 
 async def _acall(self: ManagedLM, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
+    kwargs = _fresh(self, kwargs)
     synchronous = _only_synchronous(self._model)
     ask = _bare(_kind(self._model), "__call__" if synchronous else "acall")
 

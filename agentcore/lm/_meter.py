@@ -1,7 +1,7 @@
 """Records the cost of every LM call by stage, regardless of which thread or copy of an LM makes it."""
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -13,6 +13,8 @@ from agentcore.lm._prices import Prices
 
 asking: ContextVar[Any] = ContextVar("agentcore_asking", default=None)
 """The managed call being made in this context, on which its `CallRecord` is stored; None outside of one."""
+_counted: ContextVar[Any] = ContextVar("agentcore_counted", default=None)
+"""The outputs of the last call that `count` recorded: its history entry is not counted again."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,13 @@ class Spend:
     output_tokens: int = 0
     known_cost_usd: float = 0.0
     unpriced_calls: int = 0
+    unanswered: int = 0
+    """Attempts without an answer here that the provider may still have answered and billed; part of
+    `calls`. Their tokens and cost are unknown."""
+    assumed_tokens: float = 0.0
+    """The most tokens that were used without being reported; counts towards caps only."""
+    assumed_cost_usd: float = 0.0
+    """The same in USD."""
 
     @property
     def total_tokens(self) -> int:
@@ -48,6 +57,31 @@ class Spend:
     def cost_usd(self) -> float | None:
         """USD; None if the price of at least one call is unknown."""
         return None if self.unpriced_calls else self.known_cost_usd
+
+    @staticmethod
+    def total(spends: "Sequence[Spend]") -> "Spend":
+        """The sum."""
+        return Spend(
+            calls=sum(spend.calls for spend in spends),
+            cache_hits=sum(spend.cache_hits for spend in spends),
+            input_tokens=sum(spend.input_tokens for spend in spends),
+            output_tokens=sum(spend.output_tokens for spend in spends),
+            known_cost_usd=sum(spend.known_cost_usd for spend in spends),
+            unpriced_calls=sum(spend.unpriced_calls for spend in spends),
+            unanswered=sum(spend.unanswered for spend in spends),
+            assumed_tokens=sum(spend.assumed_tokens for spend in spends),
+            assumed_cost_usd=sum(spend.assumed_cost_usd for spend in spends),
+        )
+
+    def assuming(self, calls: int, tokens: float, usd: float) -> "Spend":
+        """This spend with calls, tokens and USD that may have been used, and were not reported."""
+        return replace(
+            self,
+            calls=self.calls + calls,
+            unanswered=self.unanswered + calls,
+            assumed_tokens=self.assumed_tokens + tokens,
+            assumed_cost_usd=self.assumed_cost_usd + usd,
+        )
 
     def plus(self, call: CallRecord) -> "Spend":
         """This spend with one more call."""
@@ -64,11 +98,8 @@ class Spend:
 
 
 class _Sink:
-    """An entry of DSPy's `caller_modules`, so that `record_history` appends every call's entry to it.
-
-    `lm.history` would miss calls of copies that the proposer makes, and drops entries beyond its limit; a
-    callback sees neither usage nor cost. Remove once DSPy's `on_lm_end` carries both.
-    """
+    """Counts the calls of a context. It is also an entry of DSPy's `caller_modules`, so that models whose
+    calls don't go through DSPy's execution are counted from their history entries."""
 
     def __init__(self) -> None:
         self.history = self
@@ -79,11 +110,42 @@ class _Sink:
         return 0
 
     def append(self, entry: dict[str, Any]) -> None:
+        if entry.get("outputs") is _counted.get() is not None:
+            return
         record = call_record(entry)
         if (call := asking.get()) is not None:
             call.record = record
+        self.add(record)
+
+    def add(self, record: CallRecord) -> None:
         with self._lock:
             self.spend = self.spend.plus(record)
+
+    def assume(self, calls: int, tokens: float, usd: float) -> None:
+        with self._lock:
+            self.spend = self.spend.assuming(calls, tokens, usd)
+
+
+def _here() -> list[_Sink]:
+    return [item for item in dspy.settings.get("agentcore_sinks") or () if isinstance(item, _Sink)]
+
+
+def count(model: str, result: Any) -> CallRecord:
+    """Record an answered call where it is made, whether or not DSPy's history will have it.
+
+    Args:
+        result: DSPy's `CallResult`.
+    """
+    entry = {"model": model, "usage": result.usage, "cost": result.cost, "response": result.responses or None}
+    record = replace(call_record(entry), cache_hit=result.cache_hit)
+    if result.cache_hit:
+        record = replace(record, cost_usd=0.0)
+    elif not result.responses:
+        record = replace(record, answers=max(1, len(result.outputs)))
+    for sink in _here():
+        sink.add(record)
+    _counted.set(result.outputs)
+    return record
 
 
 def call_record(entry: dict[str, Any]) -> CallRecord:
@@ -126,15 +188,21 @@ def _stored_usage(response: Any) -> bool:
 def collect_spend() -> Iterator[_Sink]:
     """Within the block, and in threads that copied its context, every answered call is added to `.spend`."""
     sink = _Sink()
-    with _calling([*(dspy.settings.caller_modules or []), sink]):
+    with _calling([*(dspy.settings.caller_modules or []), sink], [*_here(), sink]):
         yield sink
 
 
 @contextmanager
-def _calling(callers: list[Any], **settings: Any) -> Iterator[None]:
-    # Metering relies on the history, so it is enabled even if the user disabled it.
+def _calling(callers: list[Any], sinks: list[Any], **settings: Any) -> Iterator[None]:
+    # The history counts calls of models that don't go through DSPy's execution, so it is enabled.
     size = dspy.settings.max_history_size or 10_000
-    with dspy.context(caller_modules=callers, disable_history=False, max_history_size=size, **settings):
+    with dspy.context(
+        caller_modules=callers,
+        agentcore_sinks=sinks,
+        disable_history=False,
+        max_history_size=size,
+        **settings,
+    ):
         yield
 
 
@@ -159,8 +227,17 @@ class Meter:
         """Charge LM calls within the block to a stage."""
         sink, own = self._sink(name), list(self._sinks.values())
         callers = [item for item in dspy.settings.caller_modules or [] if item not in own]
-        with _calling([*callers, sink], agentcore_prices=self.prices):
+        others = [item for item in _here() if item not in own]
+        with _calling([*callers, sink], [*others, sink], agentcore_prices=self.prices):
             yield
+
+    def assume(self, calls: int, tokens: float, usd: float) -> None:
+        """Charge what may have been used to the current stage and example."""
+        sinks = _here()
+        if not any(item in sinks for item in list(self._sinks.values())):
+            sinks = [*sinks, self._sink("unanswered")]
+        for sink in sinks:
+            sink.assume(calls, tokens, usd)
 
     def _sink(self, name: str) -> _Sink:
         return self._sinks.setdefault(name, _Sink())
@@ -168,20 +245,12 @@ class Meter:
     def by_stage(self) -> dict[str, Spend]:
         """Spend of each stage in which a call was answered."""
         found = {name: sink.spend for name, sink in list(self._sinks.items())}
-        return {name: spend for name, spend in found.items() if spend.calls or spend.cache_hits}
+        return {
+            name: spend
+            for name, spend in found.items()
+            if spend.calls or spend.cache_hits or spend.assumed_tokens or spend.assumed_cost_usd
+        }
 
     @property
     def total(self) -> Spend:
-        return _total(list(self._sinks.values()))
-
-
-def _total(sinks: list[_Sink]) -> Spend:
-    spends = [sink.spend for sink in sinks]
-    return Spend(
-        calls=sum(spend.calls for spend in spends),
-        cache_hits=sum(spend.cache_hits for spend in spends),
-        input_tokens=sum(spend.input_tokens for spend in spends),
-        output_tokens=sum(spend.output_tokens for spend in spends),
-        known_cost_usd=sum(spend.known_cost_usd for spend in spends),
-        unpriced_calls=sum(spend.unpriced_calls for spend in spends),
-    )
+        return Spend.total([sink.spend for sink in list(self._sinks.values())])

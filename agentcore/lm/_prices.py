@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from agentcore._imports import import_litellm
 from agentcore.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -62,12 +63,26 @@ def price_of(lm: "dspy.BaseLM", prices: Prices) -> Price | None:
     return Price(1e6 * found["input_cost_per_token"], 1e6 * found["output_cost_per_token"])
 
 
+_LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+_BODIES = ("extra_body",)
+
+
+def max_answers(lm: "dspy.BaseLM", asked: Mapping[str, Any] | None = None) -> int:
+    """How many answers one call asks for."""
+    settings = {**(getattr(lm, "kwargs", None) or {}), **(asked or {})}
+    places = (settings, *(item for item in map(settings.get, _BODIES) if isinstance(item, Mapping)))
+    return max((int(place["n"]) for place in places if place.get("n") is not None), default=1)
+
+
 def max_answer_tokens(lm: "dspy.BaseLM", asked: Mapping[str, Any] | None = None) -> int | None:
-    """Maximum answer length in tokens, from the call, the LM or litellm's table; None if unknown."""
-    for settings in (asked or {}, getattr(lm, "kwargs", None) or {}):
-        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
-            if settings.get(name) is not None:
-                return int(settings[name])
+    """Maximum answer length in tokens, from the call and the LM, or else litellm's table; None if unknown.
+
+    Of several settings the largest counts, since providers differ in which one they follow."""
+    settings = {**(getattr(lm, "kwargs", None) or {}), **(asked or {})}
+    places = (settings, *(item for item in map(settings.get, _BODIES) if isinstance(item, Mapping)))
+    found = [place[name] for place in places for name in _LENGTHS if place.get(name) is not None]
+    if found:
+        return max(map(int, found))
     limit = _listed(str(lm.model)).get("max_output_tokens")
     return None if limit is None else int(limit)
 
@@ -82,7 +97,5 @@ _PER_MESSAGE = 16
 
 
 def _listed(model: str) -> dict[str, Any]:
-    import litellm
-
-    table: dict[str, dict[str, Any]] = litellm.model_cost
+    table: dict[str, dict[str, Any]] = import_litellm().model_cost
     return table.get(model) or table.get(model.partition("/")[2]) or {}

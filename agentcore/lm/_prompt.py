@@ -3,12 +3,16 @@
 import ast
 import json
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
 from xml.sax.saxutils import escape, unescape
 
+PARSING = threading.Lock()
+"""Python 3.11's parser fails now and then if several threads use it at once. Remove with support for 3.11."""
 Style = Literal["chat", "json", "xml"]
 
 _FIELD_LINE = re.compile(r"^\d+\. `(?P<name>[^`]+)` \((?P<type>.+?)\):(?:\s|$)", re.MULTILINE)
@@ -29,10 +33,7 @@ class Field:
         if self.type == "bool":
             return ("True", "False")
         if self.type.startswith("Literal[") and self.type.endswith("]"):
-            try:
-                return tuple(str(value) for value in ast.literal_eval(f"[{self.type[8:-1]}]"))
-            except (ValueError, SyntaxError):
-                return ()
+            return _literals(self.type[8:-1])
         return ()
 
 
@@ -79,6 +80,15 @@ def render(prompt: Prompt, values: dict[str, str]) -> str:
         return "\n\n".join(f"<{name}>\n{value}\n</{name}>" for name, value in shown.items())
     blocks = [f"[[ ## {name} ## ]]\n{value}" for name, value in values.items()]
     return "\n\n".join([*blocks, "[[ ## completed ## ]]"])
+
+
+@lru_cache(maxsize=1024)
+def _literals(text: str) -> tuple[str, ...]:
+    try:
+        with PARSING:
+            return tuple(str(value) for value in ast.literal_eval(f"[{text}]"))
+    except (ValueError, SyntaxError):
+        return ()
 
 
 def _is_plain(type_name: str) -> bool:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agentcore.lm._prompt import Prompt
+from agentcore.lm._prompt import PARSING, Prompt
 
 _EXAMPLE = re.compile(r"Example\((\{.*?\})\) \(input_keys=(\{.*?\})\)", re.DOTALL)
 _MAX_LABELS = 10
@@ -77,7 +77,8 @@ def _shown_examples(text: str) -> tuple[list[dict[str, Any]], list[str]]:
     inputs: set[str] = set()
     for match in _EXAMPLE.finditer(text):
         try:
-            row, keys = ast.literal_eval(match[1]), ast.literal_eval(match[2])
+            with PARSING:
+                row, keys = ast.literal_eval(match[1]), ast.literal_eval(match[2])
         except (ValueError, SyntaxError):
             continue
         if not rows or row.keys() == rows[0].keys():

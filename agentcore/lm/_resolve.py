@@ -9,6 +9,28 @@ from agentcore.settings import Settings
 if TYPE_CHECKING:
     import dspy
 
+GENERATION_SETTINGS = frozenset(
+    {
+        "cache",
+        "frequency_penalty",
+        "logit_bias",
+        "logprobs",
+        "max_completion_tokens",
+        "max_tokens",
+        "n",
+        "presence_penalty",
+        "reasoning_effort",
+        "rollout_id",
+        "seed",
+        "stop",
+        "temperature",
+        "top_k",
+        "top_logprobs",
+        "top_p",
+    }
+)
+"""Settings of a model that may be stored, and brought back by a stored program; never an endpoint, key,
+header or callback."""
 OFFLINE_LM = "offline/knn"
 OFFLINE_NOTE = "offline/knn is not a large language model: it shows the mechanics"
 
@@ -35,6 +57,15 @@ def offline_lm(
     from agentcore.lm.offline import make_offline_lm
 
     return make_offline_lm(latency, error_rate, seed, cache, num_retries, max_tokens)
+
+
+_FIXED_HOSTS = frozenset(
+    {
+        *("anthropic", "azure", "cohere", "deepseek", "fireworks_ai", "gemini", "groq", "mistral", "ollama"),
+        *("ollama_chat", "openai", "openrouter", "perplexity", "together_ai", "xai"),
+    }
+)
+"""Providers whose host doesn't depend on the model's name."""
 
 
 def resolve_lm(lm: "dspy.BaseLM | str | None" = None) -> "dspy.BaseLM":
@@ -72,23 +103,21 @@ def resolve_lm(lm: "dspy.BaseLM | str | None" = None) -> "dspy.BaseLM":
         raise ConfigurationError(f"language model {lm!r}: {error}") from None
 
 
+def check_stored_name(name: Any) -> None:
+    """Raise `ConfigurationError` unless a model's name, which others may have written, can't choose where
+    calls and keys go: some providers (`bedrock`, `huggingface`, …) take a host or an address as the name.
+
+    The model that `AGENTCORE_LM` names is the user's own choice."""
+    if name is None or name in (OFFLINE_LM, Settings().lm):
+        return
+    provider = name.partition("/")[0] if isinstance(name, str) else ""
+    if provider not in _FIXED_HOSTS or not re.fullmatch(r"[\w-]+(/[\w.:+-]{1,100}){1,3}", name):
+        raise ConfigurationError(
+            f"the stored name of the language model, {str(name)[:80]!r}, could choose where your key is "
+            "sent. If you trust it, pass it as lm= (or --lm), or set AGENTCORE_LM"
+        )
+
+
 def is_offline(lm: Any) -> bool:
     """Whether a model is the offline engine."""
     return str(getattr(lm, "model", "")).startswith("offline/")
-
-
-_SECRET_HEADER = re.compile(r"authorization|cookie|key|token|secret", re.IGNORECASE)
-
-
-def lm_secrets(*lms: Any) -> list[str]:
-    """The secrets that LMs hold: API keys and authentication headers."""
-    found: list[str] = []
-    for lm in lms:
-        for name, value in (getattr(lm, "kwargs", None) or {}).items():
-            if isinstance(value, str) and any(part in name.lower() for part in ("key", "token", "secret")):
-                found.append(value)
-            elif name in ("headers", "extra_headers") and isinstance(value, dict):
-                found += [
-                    str(text).rpartition(" ")[2] for key, text in value.items() if _SECRET_HEADER.search(key)
-                ]
-    return found

@@ -12,7 +12,7 @@ from agentcore.settings import MLflowConfig
 from agentcore.tracking._archive import Archive, archive, plan_archive
 from agentcore.tracking._connection import connection_to, prepare_environment, remove_unfinished
 from agentcore.tracking._delivery import Delivery, delivery_for, destination_of, stop_deliveries
-from agentcore.tracking._entries import Draft, Entries, RunRequest
+from agentcore.tracking._entries import Draft, Entries, RunRequest, user_name
 from agentcore.tracking._events import (
     ArtifactLogged,
     DatasetUsed,
@@ -24,12 +24,15 @@ from agentcore.tracking._events import (
     RunCreated,
     RunEnded,
     RunReopened,
+    RunTaken,
     TagsSet,
     TrackingEvent,
 )
-from agentcore.tracking._gateway import Gateway
+from agentcore.tracking._gateway import Gateway, proven_run_query
+from agentcore.tracking._requests import ANOTHER_COPY, KEY_TAG, TAKEN_TAG
 from agentcore.tracking._run_models import model_drafts, model_names
 from agentcore.tracking._run_tracker import RunStatus, RunTracker, SyncRunTracker
+from agentcore.tracking._signing import new_keys
 from agentcore.tracking._writer import RunWriter
 
 if TYPE_CHECKING:
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 _NEEDS_DSPY = ("load_program", "program_state", "save_program")
 
 __all__ = [
+    "ANOTHER_COPY",
+    "KEY_TAG",
+    "TAKEN_TAG",
     "Archive",
     "ArtifactLogged",
     "DatasetUsed",
@@ -56,6 +62,7 @@ __all__ = [
     "RunReopened",
     "RunRequest",
     "RunStatus",
+    "RunTaken",
     "RunTracker",
     "RunWriter",
     "SyncRunTracker",
@@ -69,12 +76,15 @@ __all__ = [
     "load_program",
     "model_drafts",
     "model_names",
+    "new_keys",
     "plan_archive",
     "prepare_environment",
     "program_state",
+    "proven_run_query",
     "remove_unfinished",
     "save_program",
     "stop_deliveries",
+    "user_name",
 ]
 
 

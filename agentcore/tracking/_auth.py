@@ -1,4 +1,4 @@
-"""An MLflow plugin that sends each server the credentials of its own connection.
+"""An MLflow plugin that sends each server the credentials of its own connection, and checks its replies.
 
 MLflow itself reads one name and password from the environment for all servers of a process; a plugin sees
 the request's URL."""
@@ -10,10 +10,12 @@ from requests.auth import AuthBase, HTTPBasicAuth
 from requests.utils import get_auth_from_url, get_netrc_auth
 
 from agentcore._process import authorization_for
+from agentcore.tracking._replies import check_reply
 
 
 class _ConnectionAuth(AuthBase):
     def __call__(self, request: Any) -> Any:
+        request.register_hook("response", check_reply)
         header = authorization_for(request.url)
         if header is not None:
             request.headers["Authorization"] = header

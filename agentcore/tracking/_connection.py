@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from agentcore._forks import not_forked
+from agentcore._imports import importing
 from agentcore._process import exiting, set_authorization, set_mlflow_environment
 from agentcore._redaction import first_line
 from agentcore.errors import TrackingError
 from agentcore.settings import MLflowConfig, shown_uri
+from agentcore.tracking._replies import NOT_MLFLOW, ForeignReplyError, is_mlflows
 
 T = TypeVar("T")
 
@@ -47,16 +49,22 @@ _REFUSALS = frozenset(
 )
 
 
+_CAUSES = 10
 _WRONG_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EINVAL)
+
+
+_DETERMINISTIC = (TypeError, OverflowError, UnicodeError)
+"""Raised by MLflow's client for values that it will never accept."""
 
 
 def _kind_of_reply(reply: Any) -> type[TrackingError]:
     status = int(reply.status_code)
     if status in (401, 403, 407):
         return Held
-    if "sqlalche.me" in reply.text:
+    if "sqlalche.me" in reply.text or status in (404, 408, 425, 429) or not 400 <= status < 500:
         return Unreachable
-    return Rejected if 400 <= status < 500 and status not in (404, 408, 425, 429) else Unreachable
+    # A proxy refuses what an operator can allow: a size (413), a method (405).
+    return Rejected if is_mlflows(reply) else Held
 
 
 class Connection:
@@ -68,6 +76,7 @@ class Connection:
         self.slots = 1 if self.local else MAX_REQUESTS
         self._slots = threading.BoundedSemaphore(self.slots)
         self._client: Any = None
+        self._prepared = False
         self._connecting = threading.Lock()
 
     def run(self, work: Callable[[Any], T]) -> T:
@@ -77,6 +86,7 @@ class Connection:
             Unreachable, Held, Rejected: see there; each is a `TrackingError`.
         """
         prepare_environment(self.config)
+        import_mlflow()
         import requests
         import sqlalchemy.exc
         from mlflow.exceptions import MlflowException
@@ -85,25 +95,39 @@ class Connection:
             self.prepare()
             # Only SQLite's locks could hang a forked child, so forks don't wait for a server's answer.
             with self._slots, not_forked() if self.local else contextlib.nullcontext():
-                return work(self._client)
+                return work(self._connected())
         except (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError) as error:
             kind = self._kind(error)
             raise kind(f"MLflow at {shown_uri(self.config.tracking_uri)}: {self._explain(error)}") from None
+        except _DETERMINISTIC as error:
+            raise Rejected(f"MLflow's client refuses it: {first_line(error)}") from None
 
     def prepare(self) -> None:
         """Import MLflow and create a local store. Takes seconds, none of them due to the server."""
         with not_forked(), self._connecting:
+            if self._prepared:
+                return
+            prepare_environment(self.config)
+            import_mlflow()
+            # Otherwise every migration of a new SQLite file would be logged.
+            for name in ("alembic", "mlflow.store.db.utils"):
+                logging.getLogger(name).setLevel(logging.WARNING)
+            create_sqlite_store(self.config.tracking_uri)
+            self._prepared = True
+
+    def _connected(self) -> Any:
+        """The client. Creating it connects to a database, which MLflow would retry for minutes."""
+        with self._connecting:
             if self._client is None:
-                prepare_environment(self.config)
                 from mlflow import MlflowClient
 
-                # Otherwise every migration of a new SQLite file would be logged.
-                for name in ("alembic", "mlflow.store.db.utils"):
-                    logging.getLogger(name).setLevel(logging.WARNING)
-                create_sqlite_store(self.config.tracking_uri)
+                for uri in filter(None, (self.config.tracking_uri, self.config.registry_uri)):
+                    if not uri.startswith(("http", "sqlite:", "databricks")):
+                        _try_database(uri, self.config.request_timeout)
                 self._client = MlflowClient(
                     tracking_uri=self.config.tracking_uri, registry_uri=self.config.registry_uri
                 )
+            return self._client
 
     def _kind(self, error: Exception) -> type[TrackingError]:
         import requests
@@ -111,14 +135,17 @@ class Connection:
 
         if isinstance(error, requests.HTTPError) and error.response is not None:
             return _kind_of_reply(error.response)  # raised by the artifact routes
+        if NOT_MLFLOW in _whole_text(error):
+            return Held
         if not isinstance(error, MlflowException):
             # A file name or path that the file system will never accept.
             lasting = isinstance(error, OSError) and error.errno in _WRONG_NAMES
             return Rejected if lasting else Unreachable
         if error.error_code in _REFUSALS:
             return Held
-        # A response that is not MLflow's JSON comes from something in front of it, such as a proxy.
-        own = isinstance(error, RestException) or not self.config.tracking_uri.startswith("http")
+        # A response that is not MLflow's JSON comes from something in front of it, such as a proxy; an error
+        # without a request was raised by the client.
+        own = isinstance(error, RestException) or "API request to" not in str(error)
         if error.error_code not in _REJECTIONS or not own:
             return Unreachable
         # The server reports its own exhausted connection pool as a client error.
@@ -128,7 +155,10 @@ class Connection:
 
     def _explain(self, error: Exception) -> str:
         message, text = first_line(error), str(error)
-        if "CERTIFICATE_VERIFY_FAILED" in text:
+        if NOT_MLFLOW in (whole := _whole_text(error)):
+            start = whole.index("the reply to")
+            message = first_line(ForeignReplyError(whole[start:])).partition(": ")[2]
+        elif "CERTIFICATE_VERIFY_FAILED" in text:
             message = (
                 "its certificate is signed by an unknown authority. Set "
                 "MLFLOW_TRACKING_SERVER_CERT_PATH to that authority's certificate"
@@ -147,6 +177,36 @@ class Connection:
         elif "timed out" in text.lower():
             message = f"did not answer within {self.config.request_timeout:g} s"
         return message
+
+
+def _whole_text(error: BaseException | None) -> str:
+    """The messages of an error and of what caused it: MLflow's client hides some."""
+    texts: list[str] = []
+    while error is not None and len(texts) < _CAUSES:
+        texts.append(str(error))
+        error = error.__cause__ or error.__context__
+    return " | ".join(texts)
+
+
+def import_mlflow() -> None:
+    """Import MLflow's client, alone: two threads that import it at once break its Protobuf definitions."""
+    with importing():
+        from mlflow import MlflowClient  # noqa: F401
+
+
+def _try_database(uri: str, seconds: float) -> None:
+    """Connect once, so that a database that is away is noticed within seconds.
+
+    Raises:
+        sqlalchemy.exc.SQLAlchemyError: it can't be reached.
+    """
+    import sqlalchemy as sa
+
+    engine = sa.create_engine(uri, connect_args={"connect_timeout": max(2, round(seconds))})
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 _connections: dict[str, Connection] = {}

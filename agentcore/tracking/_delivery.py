@@ -5,7 +5,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from agentcore import _process
@@ -63,6 +63,7 @@ class Delivery:
         self._due: dict[str, float] = {}
         self._active: set[str] = set()
         self._failures: dict[str, _Failure] = {}
+        self._told: set[tuple[str, int]] = set()
         self._changed = threading.Condition()
         self._threads: list[threading.Thread] = []
         self._ready = False
@@ -131,7 +132,7 @@ class Delivery:
     def flush(
         self, streams: Iterable[str] | None = None, *, timeout: float | None = None, patience: float = 3.0
     ) -> None:
-        """Wait until runs are delivered.
+        """Wait until what runs have in the journal now is delivered; not for what is added meanwhile.
 
         Args:
             streams: their ids; default: those that this process wrote to.
@@ -141,9 +142,9 @@ class Delivery:
         Raises:
             TrackingError: not everything was delivered; it stays in the journal.
         """
-        wanted = set(self.own if streams is None else streams)
+        wanted = self._goals(set(self.own if streams is None else streams))
         began = time.monotonic()
-        self._hurry(wanted)
+        self._hurry(set(wanted))
         moved, before = began, -1
         while left := self._left(wanted):
             now = time.monotonic()
@@ -185,8 +186,29 @@ class Delivery:
                 self._due[stream] = 0.0
             self._changed.notify_all()
 
-    def _left(self, wanted: set[str]) -> dict[str, int]:
-        return {item.id: item.waiting for item in self.journal.waiting(self.destination) if item.id in wanted}
+    def _goals(self, streams: set[str]) -> dict[str, int]:
+        """The last entry of each run that has entries waiting."""
+        return {
+            item.id: item.last_seq for item in self.journal.waiting(self.destination) if item.id in streams
+        }
+
+    def _left(self, goals: Mapping[str, int]) -> dict[str, int]:
+        """How many entries each run is short of its goal."""
+        return {
+            item.id: goals[item.id] - item.delivered
+            for item in self.journal.waiting(self.destination)
+            if item.delivered < goals.get(item.id, 0)
+        }
+
+    def refused(self, streams: Iterable[str]) -> list[tuple[int, str]]:
+        """Entries that MLflow has refused for good and that nobody has been told of yet."""
+        found = []
+        for stream in streams:
+            for seq, reason in self.journal.rejected(stream):
+                if (stream, seq) not in self._told:
+                    self._told.add((stream, seq))
+                    found.append((seq, reason))
+        return found
 
     def _undelivered(self, left: dict[str, int], error: TrackingError | None) -> TrackingError:
         runs = "1 run waits" if len(left) == 1 else f"{len(left)} runs wait"
@@ -256,7 +278,8 @@ class Delivery:
             if known is not None:
                 Sender(self.journal, self.connection, known, lease, self._progressed(stream)).run()
         finally:
-            self.journal.release(lease)
+            # Released as soon as the journal can be written again: this process would hold it for its life.
+            self.journal.abandon(lease)
         return True
 
     def _progressed(self, stream: str) -> Callable[[], None]:

@@ -116,6 +116,15 @@ class RunEnded(TrackingEvent):
         return None if self.interim else True
 
 
+class RunTaken(TrackingEvent):
+    """A process goes on with the run. Delivered only if MLflow has the token of the process before it:
+    another copy of the journal may have been resumed too."""
+
+    kind: Literal["run_taken"] = "run_taken"
+    token: str
+    previous: str | None = None
+
+
 class RunReopened(TrackingEvent):
     """An ended run is resumed."""
 

@@ -115,6 +115,16 @@ def pages(search: Callable[[Any], Any]) -> Iterator[Any]:
             return
 
 
+def proven_run_query(tags: Mapping[str, str], test_digest: str | None = None) -> tuple[str, list[str]]:
+    """Filter and order for runs with a proven gain: the newest first, or with `test_digest` the one with the
+    best lower bound of its quality, on that test split."""
+    query, order = best_run_query("optimized_quality_low", "DESC", tags)
+    query += " and metrics.`improvement_low` > 0"
+    if test_digest is None:
+        return query, ["attributes.start_time DESC"]
+    return f"{query} and params.`test_digest` = '{test_digest}'", order
+
+
 def best_run_query(
     metric: str, order_by: str, tags: Mapping[str, str] | None = None
 ) -> tuple[str, list[str]]:

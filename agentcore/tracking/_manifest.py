@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from agentcore.errors import ArtifactError
+from agentcore.tracking._signing import check_signature, signature_file
 
 FORMAT = "agentcore-program/1"
 NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -20,7 +21,7 @@ def model_files(name: str) -> frozenset[str]:
         raise ArtifactError(
             f"{name!r} is not a model's name: use letters, digits, dots, dashes and underscores"
         )
-    return frozenset({f"{name}.json", f"{name}_metadata.json", f"{name}.pkl"})
+    return frozenset({f"{name}.json", f"{name}_metadata.json", f"{name}.pkl", signature_file(name)})
 
 
 def recorded_digests(text: str, name: str) -> dict[str, str]:
@@ -53,6 +54,7 @@ def read_manifest(directory: Path, name: str, digests: Mapping[str, str] | None 
     content = checked_bytes(
         directory / filename, digests.get(filename) if digests else None, digests is not None
     )
+    check_signature(directory, name, content)
     try:
         manifest = json.loads(content)
     except ValueError:
@@ -60,7 +62,19 @@ def read_manifest(directory: Path, name: str, digests: Mapping[str, str] | None 
     wanted = {"format", "program", "predictors", "files", "redacted"}
     if not isinstance(manifest, dict) or not wanted <= manifest.keys() or manifest["format"] != FORMAT:
         raise ArtifactError(f"{filename} does not have the format {FORMAT}: another program wrote it")
+    if manifest.get("name", name) != name:
+        raise ArtifactError(f"{filename} belongs to another program, {manifest['name']!r}: don't load it")
     return manifest
+
+
+def checked_file(
+    directory: Path, filename: str, manifest: Mapping[str, Any], digests: Mapping[str, str] | None
+) -> bytes:
+    """A file of a saved program, as the run and the manifest, which may be signed, record it."""
+    content = checked_bytes(directory / filename, manifest["files"].get(filename))
+    if digests is not None:
+        checked_bytes(directory / filename, digests.get(filename))
+    return content
 
 
 def read_prompt(directory: Path, name: str, digests: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -68,7 +82,7 @@ def read_prompt(directory: Path, name: str, digests: Mapping[str, str] | None = 
     names), `instruction` and `demos` (dicts of fields). Raises `ArtifactError` as `load_program` does."""
     manifest = read_manifest(directory, name, digests)
     filename = f"{name}.json"
-    state = json.loads(checked_bytes(directory / filename, (digests or manifest["files"]).get(filename)))
+    state = json.loads(checked_file(directory, filename, manifest, digests))
     found = {}
     for name, spec in manifest["predictors"].items():
         # The state of a bare dspy.Predict is not nested under a name.

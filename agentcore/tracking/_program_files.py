@@ -18,7 +18,9 @@ from pydantic import SecretStr
 
 from agentcore._redaction import Redactor, encodable, first_line
 from agentcore.errors import ArtifactError, ConfigurationError
-from agentcore.tracking._manifest import FORMAT, NAME, checked_bytes, read_manifest
+from agentcore.lm import is_secret_attribute, program_secrets
+from agentcore.tracking._manifest import FORMAT, NAME, checked_file, read_manifest
+from agentcore.tracking._signing import signature_file, signed
 from agentcore.tracking._trust import (
     stored_class,
     stored_program,
@@ -45,7 +47,8 @@ def save_program(
     program_path: str | None = None,
     redactor: Redactor | None = None,
 ) -> dict[str, str]:
-    """Write `{name}.json`, `{name}.pkl` and `{name}_metadata.json` and return the sha256 of each file.
+    """Write `{name}.json`, `{name}.pkl` and `{name}_metadata.json`, and `{name}.sig` if
+    `AGENTCORE_SIGNING_KEY` is set; return the sha256 of each file.
 
     LMs are left out of the state and the pickle, and secrets are redacted.
 
@@ -55,7 +58,7 @@ def save_program(
     """
     if not NAME.fullmatch(name):
         raise ConfigurationError(f"artifact name {name!r}: use letters, digits, '_', '-' and '.'")
-    redactor = redactor or Redactor()
+    redactor = (redactor or Redactor()).with_secrets(program_secrets(program))
     directory.mkdir(parents=True, exist_ok=True)
     digests = {}
 
@@ -72,6 +75,7 @@ def save_program(
         write(f"{name}.pkl", pickled)
     manifest = {
         "format": FORMAT,
+        "name": name,
         "program": {
             "class": _class_path(program),
             "path": program_path,
@@ -84,7 +88,10 @@ def save_program(
         "pickle": "read it only with trust_pickle=True" if pickled is not None else f"not written: {why_not}",
         "metadata": dict(metadata or {}),
     }
-    write(f"{name}_metadata.json", _json(redactor.value(json.loads(_json(manifest)))).encode())
+    written = _json(redactor.value(json.loads(_json(manifest)))).encode()
+    write(f"{name}_metadata.json", written)
+    if (signature := signed(written)) is not None:
+        write(signature_file(name), signature)
     return digests
 
 
@@ -115,7 +122,7 @@ def load_program(
     """
     manifest = read_manifest(directory, name, digests)
     wanted = f"{name}.pkl" if trust_pickle else f"{name}.json"
-    content = checked_bytes(directory / wanted, (digests or manifest["files"]).get(wanted))
+    content = checked_file(directory, wanted, manifest, digests)
     if manifest["redacted"]:
         _logger.warning("the prompt of %s held a secret, which was redacted when it was saved", name)
     if trust_pickle:
@@ -163,8 +170,14 @@ def _pickled(program: dspy.Module, redactor: Redactor) -> tuple[bytes | None, st
     if type(program).__module__ == "__main__":
         return None, "the class is defined in a script, all of which would be pickled with it"
     clean = program.deepcopy()
-    for _, predictor in clean.named_predictors():
-        predictor.config = _without_connection(predictor.config)
+    for name, predictor in clean.named_predictors():
+        predictor.config, left_out = stored_settings(dict(predictor.config))
+        if left_out:
+            _logger.warning(
+                "predictor %s is saved without %s, which could change where its calls go",
+                name,
+                ", ".join(left_out),
+            )
     buffer = io.BytesIO()
     try:
         _Pickler(buffer).dump(clean)
@@ -187,7 +200,8 @@ def _attributes(program: dspy.Module) -> dict[str, Any]:
         if type(module).__module__.startswith("dspy."):
             continue
         for name, value in vars(module).items():
-            if not name.startswith("_") and isinstance(value, (bool, int, float, str)):
+            secret = isinstance(value, str) and is_secret_attribute(name)
+            if not name.startswith("_") and isinstance(value, (bool, int, float, str)) and not secret:
                 found[f"{path}.{name}"] = value
     return found
 

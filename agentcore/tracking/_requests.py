@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,11 +13,20 @@ from agentcore._version import __version__
 from agentcore.tracking._connection import Held
 from agentcore.tracking._events import DatasetUsed, MetricsLogged, ModelLogged, ParamsLogged, TagsSet
 from agentcore.tracking._manifest import read_manifest
+from agentcore.tracking._replies import NOT_MLFLOW
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import FileInfo
 
+_RUN_ID = re.compile(r"[\w-]{8,64}")
 KEY_TAG = "agentcore.key"
+TAKEN_TAG = "agentcore.taken"
+"""Changes whenever the run is resumed."""
+ANOTHER_COPY = (
+    "run {} has been resumed from another copy of this journal, such as a restored backup: continue it "
+    "there, or start a new run here"
+)
 MODEL_TAG = "agentcore.model."
 _MAX_DIGEST = 36
 
@@ -38,7 +48,54 @@ def create_run(
     if attempted and (found := runs_of(client, experiment_id, tags[KEY_TAG])):
         return found[0]
     made = client.create_run(experiment_id, run_name=name, tags=tags, start_time=start_ms)
-    return str(made.info.run_id)
+    run_id = str(made.info.run_id or "")
+    if not _RUN_ID.fullmatch(run_id):
+        raise Held(
+            f"the reply to creating a run {NOT_MLFLOW}: it has no run id. Check the proxy in front of it"
+        )
+    return run_id
+
+
+def upload(client: "MlflowClient", run_id: str, file: Path, folder: str) -> None:
+    """Upload an artifact, and check that the store has it."""
+    client.log_artifact(run_id, str(file), folder or None)
+    path = f"{folder}/{file.name}" if folder else file.name
+    _check_stored(client.list_artifacts(run_id, folder or None), {path: file.stat().st_size})
+
+
+def _check_stored(listed: "Sequence[FileInfo]", expected: Mapping[str, int]) -> None:
+    """Raise `Held` unless the store lists these files with these sizes in bytes."""
+    sizes = {item.path: item.file_size for item in listed}
+    for path, size in expected.items():
+        if path not in sizes or sizes[path] not in (None, size):
+            found = "doesn't have it" if path not in sizes else f"has {sizes[path]} of its {size} bytes"
+            raise Held(
+                f"artifact {path} was uploaded, but the store {found}. Check the store, and any proxy in "
+                "front of MLflow"
+            )
+
+
+def take(client: "MlflowClient", run_id: str, token: str, previous: str | None) -> None:
+    """Mark a run as resumed by the holder of `token`.
+
+    Raises:
+        Held: since `previous`, somebody else has resumed it: from another copy of the journal.
+    """
+    known = client.get_run(run_id).data.tags.get(TAKEN_TAG)
+    if known not in (previous, token):
+        raise Held(ANOTHER_COPY.format(run_id[:8]))
+    client.set_tag(run_id, TAKEN_TAG, token)
+
+
+def deleted(client: "MlflowClient", run_id: str) -> str | None:
+    """Which of a run and its experiment is deleted in MLflow, where both can be restored; None if neither."""
+    info = client.get_run(run_id).info
+    if info.lifecycle_stage == "deleted":
+        return f"run {run_id} is deleted in MLflow: restore it (mlflow runs restore --run-id {run_id})"
+    experiment = client.get_experiment(info.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        return f"experiment {experiment.name!r} is deleted: restore it in MLflow"
+    return None
 
 
 def runs_of(client: "MlflowClient", experiment_id: str, key: str) -> list[str]:
@@ -130,6 +187,8 @@ def log_model(
     if str(model.status) != "READY":
         _write_model(event, program_files, scratch)
         client.log_model_artifacts(model.model_id, str(scratch))
+        files = {file.name: file.stat().st_size for file in scratch.iterdir() if file.is_file()}
+        _check_stored(client.list_logged_model_artifacts(model.model_id), files)
         client.finalize_logged_model(model.model_id, "READY")
     outputs = run.outputs.model_outputs if run.outputs else []
     if model.model_id not in [item.model_id for item in outputs]:

@@ -12,6 +12,9 @@ from agentcore.settings import MLflowConfig
 from agentcore.tracking._delivery import Delivery, delivery_for
 from agentcore.tracking._writer import RunWriter
 
+READ_SECONDS = 60.0
+"""How long a read waits for what was logged before it."""
+
 
 class _Opened(NamedTuple):
     pid: int
@@ -89,7 +92,7 @@ class RunStreams:
             self._check_not_local(run_id, journal)
             return run_id
         key = stream.id
-        await run_in_thread(lambda: delivery.flush([key]))
+        await run_in_thread(lambda: delivery.flush([key], timeout=READ_SECONDS))
         found = await run_in_thread(lambda: journal.stream(key))
         if found is None or found.tracking_id is None:
             refused = await run_in_thread(lambda: journal.rejected(key))

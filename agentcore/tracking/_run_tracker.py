@@ -4,9 +4,9 @@ import hashlib
 import json
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -21,13 +21,13 @@ from agentcore.journal import Journal
 from agentcore.settings import MLflowConfig, Settings
 from agentcore.tracking._connection import Held
 from agentcore.tracking._delivery import Delivery
-from agentcore.tracking._entries import DIGEST_TAG, Draft, Entries, RunRequest
+from agentcore.tracking._entries import Draft, Entries, RunRequest, digest_tag
 from agentcore.tracking._events import RunEnded
 from agentcore.tracking._gateway import Gateway, best_run_query
 from agentcore.tracking._manifest import recorded_digests
-from agentcore.tracking._requests import MODEL_TAG
+from agentcore.tracking._requests import KEY_TAG, MODEL_TAG
 from agentcore.tracking._run_models import PROGRAM_TAG, model_drafts, model_names, scratch
-from agentcore.tracking._run_streams import RunStreams
+from agentcore.tracking._run_streams import READ_SECONDS, RunStreams
 from agentcore.tracking._writer import RunWriter
 
 if TYPE_CHECKING:
@@ -150,7 +150,11 @@ class RunTracker:
             )
         # MLflow can't search for part of an id.
         every = await self._search("", _NEWEST_FIRST, None)
-        matches = [run for run in every if run.info.run_id.startswith(run_id)]
+        matches = [
+            run
+            for run in every
+            if run.info.run_id.startswith(run_id) or run.data.tags.get(KEY_TAG, "").startswith(run_id)
+        ]
         if len(matches) > 1:
             raise ConfigurationError(f"{len(matches)} runs start with {run_id!r}: use a longer prefix")
         if not matches:
@@ -213,7 +217,7 @@ class RunTracker:
         await run_in_thread(lambda: delivery.flush(delivery.deliver_backlog(), timeout=timeout))
 
     async def flush(self, timeout: float | None = None, *, run_id: str | None = None) -> None:  # noqa: ASYNC109
-        """Wait until everything logged is in MLflow.
+        """Wait until everything logged so far is in MLflow.
 
         Args:
             timeout: seconds; None waits as long as something is being delivered.
@@ -221,16 +225,15 @@ class RunTracker:
 
         Raises:
             TrackingError: MLflow can't be reached or did not accept everything in time (the rest waits in the
-                journal), or it permanently refused an entry.
+                journal), or it permanently refused an entry of these runs, which is reported once.
         """
-        journal, delivery = await self.opened()
+        _, delivery = await self.opened()
         only = None if run_id is None else [await self._streams.id(run_id)]
         await run_in_thread(lambda: delivery.flush(only, timeout=timeout))
-        for stream in only or sorted(delivery.own):
-            refused = await run_in_thread(partial(journal.rejected, stream))
-            if refused:
-                count = "1 entry" if len(refused) == 1 else f"{len(refused)} entries, the first"
-                raise TrackingError(f"MLflow refused {count}: {refused[0][1]}")
+        refused = await run_in_thread(lambda: delivery.refused(only or sorted(delivery.own)))
+        if refused:
+            count = "1 entry" if len(refused) == 1 else f"{len(refused)} entries, the first"
+            raise TrackingError(f"MLflow refused {count}: {refused[0][1]}")
 
     # Logging and reading
 
@@ -250,11 +253,11 @@ class RunTracker:
 
     async def log_input(self, data: Dataset, context: str = "training", *, run_id: str | None = None) -> None:
         """Record a dataset, with its digest, as an input of the run; `context` says how it was used."""
-        await self._log(self._run(run_id), self.entries.inputs({context: data}))
+        await self._log(self._run(run_id), lambda: self.entries.inputs({context: data}))
 
     async def log_json(self, path: str, content: Any, *, run_id: str | None = None) -> None:
         """Log a JSON artifact; values that JSON can't represent become text."""
-        await self._log(self._run(run_id), self.entries.json(path, content))
+        await self._log(self._run(run_id), lambda: self.entries.json(path, content))
 
     async def log_artifact(
         self, file: str | Path, artifact_path: str = "", *, run_id: str | None = None
@@ -273,7 +276,8 @@ class RunTracker:
         except OSError as error:
             raise ArtifactError(f"{source} can't be read: {error}") from None
         folder = artifact_path.strip("/")
-        await self._log(run, self.entries.file(f"{folder}/{source.name}" if folder else source.name, content))
+        path = f"{folder}/{source.name}" if folder else source.name
+        await self._log(run, lambda: self.entries.file(path, content))
 
     async def read_json(self, run_id: str, path: str) -> Any:
         """A JSON artifact of a run.
@@ -284,14 +288,18 @@ class RunTracker:
         run = await self.get_run(run_id)
         with scratch() as directory:
             file = await self._download(run.info.run_id, path, directory)
-            content = file.read_bytes()
-        recorded = run.data.tags.get(DIGEST_TAG + path)
-        if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:
-            raise ArtifactError(f"run {run_id}: {path} was changed after it was logged. Don't use it")
-        try:
-            return json.loads(content)
-        except ValueError:
-            raise ArtifactError(f"run {run_id}: {path} is not JSON") from None
+            content = await run_in_thread(file.read_bytes)
+        recorded = run.data.tags.get(digest_tag(path))
+
+        def parse() -> Any:
+            if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:
+                raise ArtifactError(f"run {run_id}: {path} was changed after it was logged. Don't use it")
+            try:
+                return json.loads(content)
+            except ValueError:
+                raise ArtifactError(f"run {run_id}: {path} is not JSON") from None
+
+        return await run_in_thread(parse)
 
     # Models
 
@@ -399,7 +407,10 @@ class RunTracker:
             raise ConfigurationError("no current run in this task: call start_run first, or pass run_id=")
         return run
 
-    async def _log(self, run_id: str, drafts: Sequence[Draft]) -> None:
+    async def _log(self, run_id: str, drafts: Sequence[Draft] | Callable[[], Sequence[Draft]]) -> None:
+        """Write drafts; a function that makes large ones runs in a thread."""
+        if callable(drafts):
+            drafts = await run_in_thread(drafts)
         if not drafts:
             return
         try:
@@ -416,7 +427,7 @@ class RunTracker:
 
     async def _flush_reads(self) -> None:
         _, delivery = await self.opened()
-        await run_in_thread(delivery.flush)
+        await run_in_thread(lambda: delivery.flush(timeout=READ_SECONDS))
 
     async def _experiment(self) -> str:
         if self._experiment_id is None:

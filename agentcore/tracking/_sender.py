@@ -5,9 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from agentcore._naming import short_id
 from agentcore.errors import LeaseLostError, PayloadGoneError
 from agentcore.journal import Entry, Journal, Lease, Stream
 from agentcore.tracking._connection import Connection, Held, Rejected
+from agentcore.tracking._entries import refusal
 from agentcore.tracking._events import (
     ArtifactLogged,
     FilesRendered,
@@ -18,15 +20,19 @@ from agentcore.tracking._events import (
     RunCreated,
     RunEnded,
     RunReopened,
+    RunTaken,
     TagsSet,
 )
 from agentcore.tracking._requests import (
     create_run,
     delete_doubles,
+    deleted,
     get_or_create_experiment,
     log_batch,
     log_inputs,
     log_model,
+    take,
+    upload,
 )
 
 if TYPE_CHECKING:
@@ -78,26 +84,44 @@ class Sender:
             for batch in batches(page.entries):
                 rejected = self._deliver(batch)
                 self._advance(batch[-1].seq, rejected)
-            self._advance(page.through, [])
+            self._advance(page.through, list(page.damaged))
             if page.unknown is not None:
                 # Don't skip it: a process that knows this event must deliver it in order.
-                raise Held(f"run {self.stream[:8]} waits: {page.unknown}")
+                raise Held(f"run {short_id(self.stream)} waits: {page.unknown}")
 
     def _advance(self, seq: int, rejected: Rejections) -> None:
-        if seq > self.position:
+        if seq > self.position or rejected:
             self.journal.advance(self.lease, seq, rejected).result()
             self.position = seq
             self.on_progress()
 
     def _deliver(self, batch: Batch) -> Rejections:
+        refused = [(entry.seq, why) for entry in batch if (why := refusal(entry.event)) is not None]
+        if refused:  # let in by an earlier version
+            known = {seq for seq, _ in refused}
+            rest = [entry for entry in batch if entry.seq not in known]
+            return refused + (self._deliver(rest) if rest else [])
         try:
             self._send([entry.event for entry in batch])
         except (Rejected, PayloadGoneError) as error:
+            self._hold_if_deleted()
             if len(batch) == 1:
                 return [(batch[0].seq, str(error))]
             # One of them was refused; deliver the others one by one.
             return [item for entry in batch for item in self._deliver([entry])]
         return []
+
+    def _hold_if_deleted(self) -> None:
+        """Raise `Held` if MLflow refuses everything because the run or its experiment is deleted."""
+        run_id = self.run_id
+        if run_id is None:
+            return
+        try:
+            why = self.connection.run(lambda client: deleted(client, run_id))
+        except Rejected:
+            return  # it is gone for good
+        if why is not None:
+            raise Held(why)
 
     def _send(self, events: Sequence[Any]) -> None:
         first = events[0]
@@ -111,6 +135,8 @@ class Sender:
             self.connection.run(lambda client: log_batch(client, run_id, events))
         elif isinstance(first, InputsLogged):
             self.connection.run(lambda client: log_inputs(client, run_id, first.datasets))
+        elif isinstance(first, RunTaken):
+            self.connection.run(lambda client: take(client, run_id, first.token, first.previous))
         elif isinstance(first, RunReopened):
             self.connection.run(lambda client: client.update_run(run_id, status="RUNNING"))
         elif isinstance(first, RunEnded):
@@ -139,7 +165,7 @@ class Sender:
             raise AssertionError(f"no delivery is defined for {type(event).__name__}")
 
     def _upload(self, run_id: str, file: Path, folder: str) -> None:
-        self.connection.run(lambda client: client.log_artifact(run_id, str(file), folder or None))
+        self.connection.run(lambda client: upload(client, run_id, file, folder))
 
     def _create(self, event: RunCreated) -> None:
         if self.run_id is not None:  # created earlier, but the cursor was not advanced

@@ -13,7 +13,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
 from agentcore.data import check_inputs
-from agentcore.lm import resolve_lm
+from agentcore.lm import check_stored_name, resolve_lm
 from agentcore.settings import Settings
 from agentcore.tracking import load_program
 
@@ -22,6 +22,8 @@ class ProgramModel(PythonModel):  # type: ignore[misc,unused-ignore]
     def load_context(self, context: Any) -> None:
         self.program = load_program(Path(context.artifacts["program"]), context.model_config["name"])
         self.default_lm = context.model_config.get("lm")
+        if Settings().lm is None:
+            check_stored_name(self.default_lm)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -2,37 +2,24 @@
 
 import importlib
 import sys
+from dataclasses import is_dataclass
+from enum import Enum
 from typing import Any
 
 import dspy
+from pydantic import BaseModel, ImportString
 
 from agentcore._imports import import_object
 from agentcore.errors import ArtifactError
-from agentcore.settings import Settings
+from agentcore.lm import GENERATION_SETTINGS
+from agentcore.settings import Settings, is_trusted
 
-_SETTINGS = frozenset(
-    {
-        "cache",
-        "frequency_penalty",
-        "logit_bias",
-        "logprobs",
-        "max_completion_tokens",
-        "max_tokens",
-        "n",
-        "presence_penalty",
-        "reasoning_effort",
-        "rollout_id",
-        "seed",
-        "stop",
-        "temperature",
-        "top_k",
-        "top_logprobs",
-        "top_p",
-    }
-)
-"""Generation settings that a stored program may bring; never an endpoint, key, header or callback."""
 _STATE = frozenset({"signature", "demos", "traces", "train", "fields", "lm"})
 """What DSPy's `Predict` stores. Its `load_state` sets any other name as an attribute."""
+
+
+_TYPES = ("datetime", "decimal", "dspy", "enum", "fractions", "pathlib", "uuid")
+"""Modules, apart from the program's package, whose classes may be types of fields."""
 
 
 def stored_class(path: str) -> type[dspy.Module]:
@@ -58,28 +45,33 @@ def stored_program(path: str) -> dspy.Module:
 
 
 def stored_type(path: str, program: str) -> type:
-    """The class of a field's type, from the program's own package or from a module that is already imported.
+    """The class of a field's type, from the program's own package, DSPy, or a few modules of plain types; and
+    models, enums and dataclasses of the user's modules that are already imported.
 
     Raises:
         ValueError: another module would have to be imported, or it is not a class.
     """
     module, _, name = path.partition(":")
-    package = program.partition(":")[0].partition(".")[0]
-    if module not in sys.modules and module.partition(".")[0] != package and not _trusted(module):
+    top, package = module.partition(".")[0], program.partition(":")[0].partition(".")[0]
+    foreign = top not in (*_TYPES, package) and not is_trusted(module)
+    if foreign and (module not in sys.modules or top in sys.stdlib_module_names or top == "pydantic"):
         raise ValueError(f"module {module} is not of the program's package. {_advice(module)}")
-    _check_module(module)
+    if top not in _TYPES:
+        _check_module(module)
     found: Any = importlib.import_module(module)
     for part in name.split("."):
         found = getattr(found, part)
-    if not isinstance(found, type):
-        raise ValueError(f"{path} is not a class")
+    if not isinstance(found, type) or found is ImportString:
+        raise ValueError(f"{path} is not a class of values")
+    if foreign and not (issubclass(found, (BaseModel, Enum)) or is_dataclass(found)):
+        raise ValueError(f"{path} is not a model, an enum or a dataclass. {_advice(module)}")
     return found
 
 
 def stored_settings(config: Any) -> tuple[dict[str, Any], list[str]]:
     """The generation settings of a stored predictor, and the names of those that were left out."""
     values = config if isinstance(config, dict) else {}
-    kept = {name: value for name, value in values.items() if name in _SETTINGS}
+    kept = {name: value for name, value in values.items() if name in GENERATION_SETTINGS}
     return kept, sorted(values.keys() - kept.keys())
 
 
@@ -89,8 +81,15 @@ def stored_state(program: dspy.Module, state: dict[str, Any]) -> list[str]:
         return _clean(state)
     removed = []
     for name, parameter in program.named_parameters():
-        if isinstance(parameter, dspy.Predict) and isinstance(state.get(name), dict):
-            removed += [f"{name}.{key}" for key in _clean(state[name])]
+        if isinstance(parameter, dspy.Predict):
+            if isinstance(state.get(name), dict):
+                removed += [f"{name}.{key}" for key in _clean(state[name])]
+        elif name in state:
+            # Others set whatever their state names, such as a retriever's address; no optimizer changes them.
+            own = parameter.dump_state()
+            if state[name] != own:
+                removed.append(name)
+                state[name] = own
     return removed
 
 
@@ -111,17 +110,12 @@ def _imported(path: str) -> Any:
 
 def _check_module(module: str) -> None:
     """Without `AGENTCORE_TRUSTED_MODULES`, any module but the standard library's may hold a program."""
-    if _trusted(module) or module.partition(".")[0] == "dspy":
+    if is_trusted(module) or module.partition(".")[0] == "dspy":
         return
     if Settings().trusted_modules and module not in sys.modules:
         raise ArtifactError(f"module {module} is not trusted. {_advice(module)}")
     if module.partition(".")[0] in sys.stdlib_module_names and module not in sys.modules:
         raise ArtifactError(f"module {module} can't hold a program. {_advice(module)}")
-
-
-def _trusted(module: str) -> bool:
-    names = (name.strip() for name in Settings().trusted_modules.split(","))
-    return any(name and (module == name or module.startswith(f"{name}.")) for name in names)
 
 
 def _advice(module: str) -> str:

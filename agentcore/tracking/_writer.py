@@ -83,6 +83,11 @@ class RunWriter:
         self.delivery.times.forget(self.stream, events)
         self.delivery.notify(self.stream)
 
+    def append(self, events: Sequence[Event]) -> "Future[int]":
+        """Append events that are never delivered to MLflow, from any thread; the future is done once they are
+        durable."""
+        return self.journal.append(self.stream, events, lease=self.lease, redactor=self.redactor)
+
     def post(self, events: Sequence[Event]) -> None:
         """Append events in one commit, without waiting."""
         if self._failed is not None:

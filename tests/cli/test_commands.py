@@ -132,7 +132,7 @@ def test_a_plan_several_optimizers_and_a_start_from_their_winner(workplace, insi
     few = ("--set", "bootstrap_random_search.num_candidate_programs=3")
     plan = inside(*asked, *both, *few, "--plan", "--price", "offline/knn=1,2", "--latency", "0.5")
     assert plan.returncode == 0, plan.stderr
-    assert "estimate, an upper bound" in plan.stdout
+    assert "estimate, if every answer parses" in plan.stdout
     assert "at 0.5 s per call with 16 in flight" in plan.stdout
     assert "cost $0." in plan.stdout
 
@@ -287,7 +287,7 @@ def replaced(**values):
         (replaced(objective="speed"), "objectives.0.metric: Input should be"),
         (replaced(inputs="thong"), "no field 'thong'"),
         (["show", "0000"], "no run '0000'"),
-        (["show", "best"], "there is no finished run yet"),
+        (["show", "best"], "there is no run with a proven gain"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -306,8 +306,8 @@ def is_one_line(done, message, code=2):
     ("rows", "message"),
     [
         ([], "no examples"),
-        (colours(1).rows(), "1 distinct example, but at least 14 are needed"),
-        (colours(13).rows(), "13 distinct examples, but at least 14 are needed"),
+        (colours(1).rows(), "1 distinct example, but at least 10 are needed"),
+        (colours(9).rows(), "9 distinct examples, but at least 10 are needed"),
         ([*colours(20).rows(), {"thing": "x"}], "row 21: its fields differ from row 1's"),
         ([*colours(20).rows(), {"thing": "x", "colour": None}], "row 21, field 'colour': missing value"),
         (

@@ -114,7 +114,7 @@ async def test_the_account_names_proposer_teacher_task_and_judge():
     pipeline = OptimizationPipeline(AsyncClassifier(), judged, lm=offline_lm(), enable_tracking=False)
     result = await pipeline.run_optimization(request(), training_data=colours())
     by_stage = {name: spend.calls for name, spend in result.spend_by_stage.items()}
-    assert set(by_stage) == {"baseline", "bootstrap", "proposals", "trials", "judge", "winner"}
+    assert set(by_stage) == {"warmup", "baseline", "bootstrap", "proposals", "trials", "judge", "winner"}
     assert by_stage["judge"] == judge.engine.calls
     assert sum(by_stage.values()) == result.spend.calls
 

@@ -162,3 +162,46 @@ async def test_a_model_that_never_follows_the_format_is_no_outage():
             request(), training_data=colours()
         )
     assert type(caught.value) is EvaluationError
+
+
+NO_ANSWERS = ["empty", "null", "filtered", "sorry", "error", "nochoices"]
+
+
+@pytest.mark.parametrize("fault", NO_ANSWERS)
+@pytest.mark.parametrize("after", [0, 30], ids=["baseline", "search"])
+async def test_a_run_of_answers_that_are_none_is_an_outage(server, fault, after):
+    """They came with status 200, and would be scored 0."""
+    pipeline = OptimizationPipeline(
+        AsyncClassifier(), lm=connect(server.url(fault, after), num_retries=0), enable_tracking=False
+    )
+    with pytest.raises(LMUnavailableError, match="the language model failed"):
+        await pipeline.run_optimization(request(), training_data=colours())
+
+
+@pytest.mark.parametrize("fault", NO_ANSWERS)
+async def test_a_single_one_is_asked_for_again_and_told(server, fault):
+    url = server.url(f"{fault}25")
+    pipeline = OptimizationPipeline(AsyncClassifier(), lm=connect(url, num_retries=2), enable_tracking=False)
+    result = await pipeline.run_optimization(request(), training_data=colours())
+    assert result.status == "completed"
+    # DSPy takes an error object for an error: it is retried as one, and no call.
+    assert result.spend.calls == server.requests(url) - (fault == "error")
+    if fault != "error":
+        assert any(text.startswith("1 answers were empty") for text in result.warnings), result.warnings
+
+
+async def test_attempts_that_timed_out_count_towards_the_cap(server):
+    """The server answers them all the same, only too late."""
+    url = server.url("slow")
+    pipeline = OptimizationPipeline(
+        AsyncClassifier(),
+        lm=connect(url, timeout=1, num_retries=3),
+        enable_tracking=False,
+        max_concurrency=8,
+    )
+    result = await pipeline.run_optimization(
+        request(constraints={"max_lm_calls": 60, "max_error_rate": 0.5}), training_data=colours()
+    )
+    assert server.requests(url) <= result.spend.calls <= 60
+    assert result.spend.calls - server.requests(url) <= 8
+    assert result.spend_by_stage["baseline"].unanswered > 0

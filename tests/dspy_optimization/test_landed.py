@@ -1,8 +1,11 @@
 """Runs that an earlier version left in its journal are resumed and delivered by this one."""
 
+import json
+
 import pytest
 
 from agentcore.dspy_optimization import OptimizationPipeline, OptimizationRequest, OptimizationTarget
+from agentcore.dspy_optimization._resume import find_unfinished, recorded_data
 from agentcore.dspy_optimization.events import RunResumed
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError, RunFinishedError
@@ -10,7 +13,7 @@ from agentcore.journal import open_journal
 from agentcore.lm import offline_lm
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import destination_of
-from tests.support import AsyncClassifier, colours, request
+from tests.support import QUICK, AsyncClassifier, colours, request
 from tests.support.landed import BY_HAND, FINISHED, ONCE, UNFINISHED, unpack
 
 
@@ -19,6 +22,11 @@ def landed(config: MLflowConfig, tmp_path):
     """The store that the journal's runs are for."""
     unpack(tmp_path / "state", destination_of(config))
     return config
+
+
+def recorded_splits():
+    journal, _, job = find_unfinished(UNFINISHED)
+    return recorded_data(json.loads(journal.payloads.get(job.data)), UNFINISHED)
 
 
 def pipeline_for(config, **values):
@@ -54,14 +62,22 @@ async def test_the_undelivered_runs_are_delivered_whole(landed):
 async def test_the_unfinished_run_is_resumed_as_the_one_that_never_stopped(landed):
     seen = []
     pipeline = pipeline_for(landed, on_event=seen.append)
+    _, splits = recorded_splits()
     resumed = await pipeline.resume(UNFINISHED[:8])
-    whole = await pipeline_for(landed).run_optimization(request("whole"), training_data=colours())
+    # Divided as the earlier version did, and with its default.
+    whole = await pipeline_for(landed).run_optimization(
+        request("whole", settings={**QUICK, "racing_level": 0.35}),
+        training_data=splits.train,
+        validation_data=splits.validation,
+        test_data=splits.test,
+    )
     (start,) = [event for event in seen if isinstance(event, RunResumed)]
     assert start.trials == 4
     assert resumed.status == whole.status == "completed"
     assert resumed.improvement_percentage == whole.improvement_percentage
     details = resumed.optimization_details["trials"], whole.optimization_details["trials"]
     assert details[0] == details[1]
+    # The new one warms up before the baseline, the resumed one before the winner.
     assert resumed.spend.calls == whole.spend.calls
     await pipeline.flush(60)
     run = await MLflowTracker(landed).get_run(UNFINISHED)

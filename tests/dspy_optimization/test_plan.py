@@ -67,7 +67,18 @@ async def test_a_mistake_is_found_before_anything_runs():
 
 
 def test_the_gain_that_can_show_shrinks_with_the_test_split():
-    assert gain_that_can_show(5) == 1.0
-    assert gain_that_can_show(59) == pytest.approx(0.182, abs=0.001)
-    # (1.960 + 0.842)² · 0.25 / 0.05² examples show 5 points.
-    assert gain_that_can_show(785) == pytest.approx(0.05, abs=0.0001)
+    assert gain_that_can_show(59) == pytest.approx(0.184, abs=0.001)
+    # (1.960 + 0.842)² · 0.25 / 0.05² = 785 examples show 5 points by the normal approximation.
+    assert gain_that_can_show(785) == pytest.approx(0.05, abs=0.002)
+
+
+def test_a_test_split_that_is_too_small_shows_no_gain():
+    """Of 30 examples, 7.5 change on average, and the test needs 6 of 6."""
+    assert [gain_that_can_show(count) for count in (5, 6, 20, 30)] == [None] * 4
+    assert gain_that_can_show(31) == pytest.approx(0.246, abs=0.001)
+
+
+def test_repeats_help_and_clusters_cost():
+    alone = gain_that_can_show(200)
+    assert gain_that_can_show(200, repeats=3) < alone < gain_that_can_show(200, clusters=20)
+    assert gain_that_can_show(200, clusters=200) == alone

@@ -43,7 +43,7 @@ async def test_it_comes_back_as_it_was_from_both(config):
     from_mlflow = await pipeline.result(made.run_id)
     assert same(from_mlflow, made)
     artifact = await MLflowTracker(config).read_json(made.run_id, "result.json")
-    assert artifact["schema_version"] == 1
+    assert artifact["schema_version"] == 2
     assert "program" not in artifact
     assert pipeline.sync.result(made.run_id) == from_mlflow
 

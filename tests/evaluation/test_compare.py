@@ -1,94 +1,31 @@
-import itertools
+"""Paired comparisons: what is claimed about a gain, and in one word."""
+
 import math
 import random
 
-import numpy as np
 import pytest
 
 from agentcore.errors import DataError
 from agentcore.evaluation import (
     EvaluationReport,
     ExampleRecord,
-    bca_interval,
+    claims,
     compare,
-    sign_flip_p_value,
-    smallest_detectable_gain,
+    paired,
+    score_interval,
+    verdict_of,
 )
 
 
-def report(scores, threshold=0.5):
-    records = tuple(
-        ExampleRecord(index, f"digest {index}", {}, score, None, 1.0, 1, 1, 0.0, 1, 0)
-        for index, score in enumerate(scores)
+def record(index, score, *, latency=1.0, cost=0.0, cache_hits=0, draws=1):
+    return ExampleRecord(
+        index, f"digest {index}", {}, score, None, latency, 1, 1, cost, 1, cache_hits, draws=draws
     )
+
+
+def report(scores, threshold=0.5, **values):
+    records = tuple(record(index, score, **values) for index, score in enumerate(scores))
     return EvaluationReport(records, threshold)
-
-
-def brute_force(differences):
-    """Every assignment of signs, counted."""
-    observed = abs(sum(differences)) - 1e-9
-    patterns = list(itertools.product((1, -1), repeat=len(differences)))
-    return sum(
-        abs(sum(sign * value for sign, value in zip(pattern, differences, strict=True))) >= observed
-        for pattern in patterns
-    ) / len(patterns)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_the_p_value_is_exact_for_few_examples(seed):
-    rng = random.Random(seed)
-    differences = [rng.choice([-1, 0, 0.5, 1, 1]) for _ in range(10)]
-    assert sign_flip_p_value(differences) == pytest.approx(brute_force(differences))
-
-
-def test_the_p_value_of_many_examples_matches_the_binomial():
-    """40 wins and 20 losses of size 1: the sign-flip test is then the binomial sign test."""
-    expected = 2 * sum(math.comb(60, wins) for wins in range(40, 61)) / 2**60
-    assert sign_flip_p_value([1.0] * 40 + [-1.0] * 20, seed=1) == pytest.approx(expected, rel=0.25)
-
-
-def test_the_p_value_holds_its_level_under_no_difference():
-    rng = np.random.default_rng(0)
-    small = sum(
-        sign_flip_p_value(rng.choice([-1.0, 0.0, 1.0], 30), seed=trial) < 0.05 for trial in range(200)
-    )
-    assert small <= 20  # 5% of 200 is 10; 20 is beyond the 99.8th percentile
-
-
-def test_no_difference_and_one_difference():
-    assert sign_flip_p_value([0.0] * 20) == 1.0
-    assert sign_flip_p_value([1.0] + [0.0] * 20) == 1.0
-    assert sign_flip_p_value([1.0] * 6) == pytest.approx(2 / 64)
-    assert sign_flip_p_value([1.0] * 60) > 0
-
-
-def test_the_interval_covers_the_true_mean_as_often_as_it_says():
-    rng = np.random.default_rng(7)
-    inside = 0
-    for trial in range(150):
-        low, high = bca_interval(rng.choice([-1.0, 0.0, 1.0], 60, p=[0.1, 0.5, 0.4]), seed=trial)
-        inside += low <= 0.3 <= high
-    assert 133 <= inside <= 149  # 95% of 150 is 142.5
-
-
-def test_the_interval_without_variation_is_the_value():
-    assert bca_interval([0.5, 0.5, 0.5]) == (0.5, 0.5)
-    assert bca_interval([0.0]) == (0.0, 0.0)
-
-
-def test_the_smallest_detectable_gain_is_found_that_often():
-    """Simulated at just that gain, the test must find it in about 80% of repetitions."""
-    rng = np.random.default_rng(3)
-    pilot = rng.choice([-1.0, 0.0, 1.0], 100, p=[0.1, 0.6, 0.3])
-    gain = smallest_detectable_gain(pilot)
-    spread = float(np.std(pilot, ddof=1))
-    found = sum(sign_flip_p_value(rng.normal(gain, spread, 100), seed=trial) < 0.05 for trial in range(150))
-    assert 0.7 < found / 150 < 0.9
-
-
-def test_the_smallest_detectable_gain_is_at_least_six_flips():
-    assert smallest_detectable_gain([0.0] * 60) == pytest.approx(0.1)
-    assert smallest_detectable_gain([0.0] * 3) == 1.0
 
 
 def test_a_comparison_pairs_and_names_what_flipped():
@@ -110,7 +47,112 @@ def test_nothing_to_pair():
         compare(report([None, 1.0]), report([1.0, None]))
 
 
-def test_rounding_is_no_difference():
-    assert sign_flip_p_value([0.1 + 0.2 - 0.3] * 10) == 1.0
-    low, high = bca_interval([0.9 - 0.8] * 15 + [0.1] * 15)
-    assert low == high == pytest.approx(0.1)
+def test_an_lm_that_fails_on_wrong_examples_improves_nothing():
+    """Ten examples without an answer of the winner are in neither program's figures."""
+    before = [1.0] * 40 + [0.0] * 20
+    after = [1.0] * 40 + [0.0] * 10 + [None] * 10
+    baseline, optimized, _ = paired(report(before), report(after))
+    assert baseline.metrics.quality_score == optimized.metrics.quality_score == 0.8
+
+
+@pytest.mark.parametrize(
+    ("fixed", "broken", "verdict"),
+    [(6, 0, "better"), (5, 0, "not proven"), (0, 6, "worse"), (20, 19, "not proven")],
+)
+def test_the_verdict_is_one_word(fixed, broken, verdict):
+    rest = 60 - fixed - broken
+    found = compare(
+        report([0.0] * fixed + [1.0] * broken + [1.0] * rest),
+        report([1.0] * fixed + [0.0] * broken + [1.0] * rest),
+    )
+    assert found.verdict == verdict
+    assert found.method == "exact"
+
+
+def test_what_is_not_proven_says_how_many_examples_would_show_it():
+    found = compare(report([0.0] * 60), report([1.0] * 5 + [0.0] * 55))
+    # 80% power for 5 of 60 fixed and none broken: P(Bin(96, 1/12) ≥ 6) is about 0.8.
+    assert found.examples_needed == pytest.approx(96, abs=3)
+    assert compare(report([1.0] * 60), report([0.0] * 3 + [1.0] * 57)).examples_needed is None
+    assert compare(report([0.0] * 60), report([1.0] * 60)).examples_needed is None
+
+
+def test_graded_scores_are_tested_by_their_mean():
+    """+0.05 in 54 of 60 examples and −0.45 in the others is no gain; a sign-flip test would see one."""
+    before = [0.5] * 60
+    found = compare(report(before), report([0.55] * 54 + [0.05] * 6))
+    assert found.method == "mean"
+    assert found.difference == pytest.approx(0.0)
+    assert found.verdict == "not proven"
+    assert compare(report(before), report([0.7] * 50 + [0.6] * 10)).verdict == "better"
+
+
+def test_clusters_are_the_units():
+    """Twelve of 120 examples fixed, all of them in one cluster of twelve: one conversation is no proof."""
+    before, after = [0.0] * 120, [1.0] * 12 + [0.0] * 108
+    assert compare(report(before), report(after)).verdict == "better"
+    clusters = [index // 12 for index in range(120)]
+    found = compare(report(before), report(after), clusters=clusters)
+    assert (found.method, found.verdict, found.clusters) == ("clusters", "not proven", 10)
+    spread = [1.0 if index % 10 == 0 else 0.0 for index in range(120)]
+    assert compare(report(before), report(spread), clusters=clusters).verdict == "better"
+    # A cluster of one example each is no clustering.
+    assert compare(report(before), report(after), clusters=range(120)).method == "exact"
+
+
+def test_fewer_than_six_clusters_prove_nothing():
+    found = compare(report([0.0] * 100), report([1.0] * 100), clusters=[index // 20 for index in range(100)])
+    assert (found.p_value, found.interval, found.verdict) == (1.0, (-1.0, 1.0), "not proven")
+
+
+def test_every_figure_has_its_own_p_value():
+    """Cost halved while quality falls from 0.8 to 0.6: each says so, and the whole is worse."""
+    before = report([1.0] * 80 + [0.0] * 20, cost=0.002)
+    after = report([1.0] * 60 + [0.0] * 40, cost=0.001)
+    quality, cost = claims(before, after, ["avg_cost"])
+    assert (quality.figure, quality.verdict) == ("quality_score", "worse")
+    assert (cost.figure, cost.verdict) == ("avg_cost", "better")
+    assert cost.gain == pytest.approx(0.001)
+    assert quality.p_value != cost.p_value
+    assert verdict_of([quality, cost], ["avg_cost"]) == "worse"
+
+
+def test_cheaper_is_better_only_if_quality_is_kept():
+    same = [float(index % 2) for index in range(100)]
+    cheaper = claims(report(same, cost=0.002), report(same, cost=0.001), ["avg_cost"])
+    assert verdict_of(cheaper, ["avg_cost"]) == "better"
+    # 20 examples can't rule out that quality fell by 0.05.
+    few = claims(report(same[:20], cost=0.002), report(same[:20], cost=0.001), ["avg_cost"])
+    assert verdict_of(few, ["avg_cost"]) == "not proven"
+    both = claims(report(same, cost=0.002), report(same, cost=0.001), ["quality_score", "avg_cost"])
+    assert verdict_of(both, ["quality_score", "avg_cost"]) == "not proven"
+
+
+def test_latency_is_compared_as_a_ratio_of_pairs_that_asked_the_model():
+    rng = random.Random(0)
+    slow, fast = [], []
+    for index in range(60):
+        base = math.exp(rng.gauss(6, 1))  # examples differ far more than the programs
+        hit = index % 10 == 0
+        slow.append(record(index, 1.0, latency=base * rng.uniform(0.95, 1.05)))
+        fast.append(record(index, 1.0, latency=base * rng.uniform(0.76, 0.84), cache_hits=int(hit)))
+    _, latency = claims(
+        EvaluationReport(tuple(slow), 0.5), EvaluationReport(tuple(fast), 0.5), ["avg_latency_ms"]
+    )
+    assert latency.examples == 54
+    assert latency.gain == pytest.approx(0.2, abs=0.02)
+    assert latency.interval.low < latency.gain < latency.interval.high
+    assert latency.verdict == "better"
+
+
+def test_the_cost_of_repeated_examples_is_per_run():
+    assert report([1.0] * 6, cost=0.003, draws=3).metrics.avg_cost == pytest.approx(0.001)
+
+
+def test_the_interval_of_a_score_holds_its_mean():
+    low, high = score_interval(report([1.0] * 9 + [0.0]))
+    assert 0.4 < low < 0.9 < high <= 1.0
+    assert score_interval(report([1.0] * 40 + [None])).high == 1.0
+    assert score_interval(report([0.0] * 40)).low == 0.0
+    few, many = score_interval(report([1.0, 0.0] * 10)), score_interval(report([1.0, 0.0] * 200))
+    assert many.low > few.low

@@ -7,6 +7,7 @@ import contextvars
 import copy
 import threading
 import time
+import types
 
 import dspy
 import pydantic
@@ -30,7 +31,8 @@ from agentcore.lm import (
     unmanaged,
 )
 from agentcore.lm._limit import AdaptiveLimit
-from agentcore.lm._prices import max_answer_tokens
+from agentcore.lm._prices import max_answer_tokens, max_answers
+from tests.support import watched
 
 NO_CAPS = Amount()
 
@@ -235,10 +237,10 @@ async def test_identical_calls_without_a_cache_are_samples_of_their_own():
 async def test_no_cap_is_exceeded_by_a_single_call(caps, answered, threads):
     prices = {"own/model": Price(1.0, 10.0)}
     control, meter = under(caps, prices=prices)
-    guard, engine = Guard(control.reserve_unmanaged), Engine(seconds=0.005)
+    guard, engine = Guard(), Engine(seconds=0.005)
     lm = manage(control, lm_of(engine))
     stopped = pytest.raises(SearchStopped)
-    with meter.stage("trials"), guard.watching(), dspy.context(lm=lm), stopped:
+    with meter.stage("trials"), watched(control, guard), dspy.context(lm=lm), stopped:
         await ask_all(30, threads=threads)
     total = meter.total
     assert total.calls == engine.calls > 0
@@ -348,11 +350,11 @@ async def test_a_synchronous_call_in_the_event_loop_never_waits_for_it():
 @both_ways
 async def test_a_cap_holds_for_programs_with_callbacks_of_their_own(threads):
     control, meter = under(Amount(calls=5))
-    guard, engine = Guard(control.reserve_unmanaged), Engine()
+    guard, engine = Guard(), Engine()
     lm = manage(control, lm_of(engine))
-    watched = dspy.context(lm=lm), meter.stage("trials"), guard.watching()
+    inside = dspy.context(lm=lm), meter.stage("trials"), watched(control, guard)
     stopped = pytest.raises(SearchStopped)
-    with watched[0], watched[1], watched[2], dspy.context(callbacks=[]), stopped:
+    with inside[0], inside[1], inside[2], dspy.context(callbacks=[]), stopped:
         await ask_all(12, threads=threads)
     assert engine.calls == 5
     assert guard.stopped.reason == "call_limit"
@@ -371,13 +373,17 @@ class Silent(Engine):
 @pytest.mark.parametrize("how", ["no usage", "no history"])
 async def test_what_cannot_be_counted_counts_as_the_most_that_it_can_be(how):
     control, meter = under(Amount(tokens=3000))
-    guard = Guard(control.reserve_unmanaged)
+    guard = Guard()
     engine = Silent() if how == "no usage" else Engine()
     off = dspy.context(disable_history=True) if how == "no history" else contextlib.nullcontext()
     lm, stopped = manage(control, lm_of(engine, max_tokens=500)), pytest.raises(SearchStopped)
-    with meter.stage("trials"), guard.watching(), dspy.context(lm=lm), off, stopped:
+    with meter.stage("trials"), watched(control, guard), dspy.context(lm=lm), off, stopped:
         await ask_all(30)
-    assert 0 < engine.calls <= 3000 / 500
+    if how == "no usage":
+        assert 0 < engine.calls <= 3000 / 500
+    else:  # counted all the same
+        assert engine.calls == meter.total.calls > 3000 / 500
+        assert meter.total.total_tokens <= 3000
 
 
 def test_a_schema_and_the_models_own_settings_are_in_the_most_that_a_call_can_take():
@@ -445,3 +451,19 @@ def test_another_process_gets_the_model_without_the_control():
     assert type(copied) is dspy.LM
     assert copied.num_retries == 2
     assert copy.deepcopy(managed)._control is control
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "tokens", "answers"),
+    [
+        ({"max_tokens": 10}, {}, 10, 1),
+        ({"max_tokens": 10}, {"max_tokens": 5}, 5, 1),
+        ({"max_completion_tokens": 900}, {"max_tokens": 5}, 900, 1),
+        ({"max_tokens": 10, "extra_body": {"max_tokens": 700, "n": 50}}, {}, 700, 50),
+        ({"max_tokens": 10, "n": 3}, {"n": 2}, 10, 2),
+    ],
+)
+def test_the_largest_setting_bounds_a_call(settings, asked, tokens, answers):
+    lm = types.SimpleNamespace(model="provider/x", kwargs=settings)
+    assert max_answer_tokens(lm, asked) == tokens
+    assert max_answers(lm, asked) == answers

@@ -14,7 +14,7 @@ from dspy.utils.callback import BaseCallback
 
 from agentcore.dspy_optimization import OptimizationPipeline
 from agentcore.lm import Amount, Control, Guard, Ledger, ManagedLM, Meter, manage, offline_lm
-from tests.support import AsyncClassifier, Classifier, colours, request
+from tests.support import AsyncClassifier, Classifier, colours, request, watched
 
 legacy = pytest.mark.filterwarnings(
     "ignore:Implementing custom LMs through BaseLM.forward:DeprecationWarning"
@@ -185,8 +185,8 @@ async def test_callbacks_are_told_once_for_all_attempts(kind):
 @pytest.mark.parametrize("kind", [Plain, Both, Logging])
 async def test_a_call_is_reserved_once_whoever_tells_the_guard_of_it(kind):
     control, meter = under(Amount(calls=1))
-    guard = Guard(control.reserve_unmanaged)
-    with meter.stage("trials"), guard.watching():
+    guard = Guard()
+    with meter.stage("trials"), watched(control, guard):
         assert await ask(manage(control, kind()), "thread") == "x"
     assert guard.stopped is None
     assert meter.total.calls == 1

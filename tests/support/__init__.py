@@ -1,11 +1,14 @@
 """Programs, data and servers that several tests use."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import dspy
 
 from agentcore.data import Dataset
 from agentcore.dspy_optimization import OptimizationRequest
+from agentcore.lm import Control, Guard, of_run
 
 #: Small and quick: few candidates, few trials.
 QUICK = {"auto": None, "num_candidates": 3, "num_trials": 3, "minibatch": False, "max_labeled_demos": 8}
@@ -65,3 +68,10 @@ def request(target: str = "colours", **values: Any) -> OptimizationRequest:
             **values,
         }
     )
+
+
+@contextlib.contextmanager
+def watched(control: Control, guard: Guard) -> Iterator[None]:
+    """Calls in the block are of a run with this control and this guard."""
+    with of_run(control), guard.watching():
+        yield

@@ -46,7 +46,8 @@ async def main() -> None:
     if run:
         result = await pipeline.resume(run[0])
     else:
-        result = await pipeline.run_optimization(request(), training_data=colours())
+        constraints = {"max_lm_calls": int(os.environ["JOB_CAP"])} if "JOB_CAP" in os.environ else {}
+        result = await pipeline.run_optimization(request(constraints=constraints), training_data=colours())
     summary = {
         "id": result.optimization_id,
         "status": result.status,

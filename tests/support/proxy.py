@@ -4,20 +4,34 @@ import http.client
 import socket
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 Fault = Callable[[str, str], str | None]
 """Of method and path: `lose` the reply, `hang`, `drop` the request, answer `pool` (MLflow's HTTP 400 for its
-own exhausted pool), or a status such as `503`; None passes it on."""
+own exhausted pool), redirect to a `signin` page as an identity proxy does, answer with its `page`, with
+`nothing`, with a small reply that is a `bomb` once it is decompressed, or with a status such as `503`; None
+passes it on."""
 
+BOMB = 300 * 2**20
+"""Bytes of a bomb."""
 _POOL = (
     b'{"error_code": "BAD_REQUEST", "message": "QueuePool limit of size 5 overflow 10 reached, connection '
     b'timed out, timeout 30.00 (Background on this error at: https://sqlalche.me/e/21/3o7r)"}'
 )
+
+
+@cache
+def bomb() -> bytes:
+    """300 MiB of spaces, compressed piece by piece."""
+    packer = zlib.compressobj(wbits=31)
+    parts = [packer.compress(b" " * 2**20) for _ in range(BOMB // 2**20)]
+    return b"".join([*parts, packer.flush()])
 
 
 class Proxy(ThreadingHTTPServer):
@@ -83,6 +97,19 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "pool":
             self.reply(400, {}, _POOL)
+            return
+        if fault == "signin":
+            self.reply(302, {"Location": f"{proxy.url}/signin"}, b"")
+            return
+        if fault == "page" or self.path.startswith("/signin"):
+            self.reply(200, {"Content-Type": "text/html"}, b"<!doctype html><title>Sign in</title>")
+            return
+        if fault == "nothing":
+            self.reply(200, {"Content-Type": "application/json"}, b"")
+            return
+        if fault == "bomb":
+            headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+            self.reply(200, headers, bomb())
             return
         if fault and fault.isdigit():
             self.reply(int(fault), {}, b"{}")

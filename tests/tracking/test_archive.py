@@ -27,7 +27,7 @@ def store(config):
     runs = []
     for age in range(0, 100, 10):
         run = client.create_run(experiment, start_time=now - age * DAY_MS - 3_600_000, run_name=f"day-{age}")
-        client.log_batch(run.info.run_id, [Metric("improvement_percentage", age / 100, now, 0)])
+        client.log_batch(run.info.run_id, [Metric("optimized_quality_score", age / 100, now, 0)])
         client.set_terminated(run.info.run_id)
         runs.append(run.info.run_id)
     return client, runs
@@ -154,7 +154,7 @@ async def test_mlflow_gc_removes_rows_and_objects_of_what_was_archived(own_stack
     made = []
     for value in (1.0, 2.0):
         local = await tracker.start_run(request())
-        await tracker.log_metrics({"improvement_percentage": value})
+        await tracker.log_metrics({"optimized_quality_score": value})
         await tracker.log_model_artifact(Classifier())
         await tracker.end_run()
         await tracker.flush(timeout=30)

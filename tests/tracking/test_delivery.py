@@ -532,16 +532,22 @@ async def test_a_journal_that_is_away_for_a_moment_loses_nothing(proxy, config, 
     assert await tracker.read_json(run.info.run_id, "notes/a.json") == {"a": [1, 2]}
 
 
-async def test_an_artifact_that_a_gateway_refuses_holds_nothing_up(proxy, config):
+async def test_an_artifact_that_a_gateway_refuses_waits_for_the_operator(proxy, config, quick_pauses):
+    """And holds up no other run."""
     tracker = MLflowTracker(config)
     proxy.fault = lambda method, path: "413" if method == "PUT" else None
-    await tracker.start_run(request())
+    held = await tracker.start_run(request())
     await log_something(tracker)
     await tracker.end_run()
-    with pytest.raises(TrackingError, match="MLflow refused 1 entry"):
+    with pytest.raises(TrackingError, match="413"):
         await tracker.flush()
-    (run,) = await tracker.search_runs()
-    assert run.info.status == "FINISHED"
+    other = await tracker.start_run(request())
+    await tracker.log_metrics({"x": 1.0})
+    await tracker.end_run()
+    await tracker.flush(timeout=30, run_id=other)
+    proxy.fault = lambda method, path: None
+    await tracker.flush(timeout=30, run_id=held)
+    assert await tracker.read_json(held, "notes/a.json") == {"a": [1, 2]}
 
 
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b", ".."])

@@ -303,7 +303,7 @@ def test_headers_are_secret_by_their_names():
 
     headers = {"X-Title": "Customer question answering", "Authorization": "Bearer secret-token"}
     lm = dspy.LM("openai/x", api_key=KEY, extra_headers=headers)
-    assert lm_secrets(lm) == [KEY, "secret-token"]
+    assert lm_secrets(lm) == [KEY, "Bearer secret-token", "secret-token"]
 
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "a b"])

@@ -127,11 +127,17 @@ async def test_the_best_run_is_ordered_by_the_server(tracker):
         lambda client: client.log_metric(infinite, "improvement_percentage", float("inf"))
     )
     await tracker.end_run()
-    assert (await tracker.get_best_run()).info.run_id == ids[1]
-    assert (await tracker.get_best_run(order_by="ASC")).info.run_id == ids[0]
+    metric = "improvement_percentage"
+    assert (await tracker.get_best_run(metric)).info.run_id == ids[1]
+    assert (await tracker.get_best_run(metric, order_by="ASC")).info.run_id == ids[0]
     assert await tracker.get_best_run("nothing") is None
-    assert await tracker.get_best_run(target_id="other") is None
-    for wrong in ({"metric": "a`b"}, {"order_by": "UP"}, {"metric": ""}):
+    assert await tracker.get_best_run(metric, target_id="other") is None
+    for wrong in (
+        {"metric": "a`b"},
+        {"metric": metric, "order_by": "UP"},
+        {"metric": ""},
+        {"order_by": "ASC"},
+    ):
         with pytest.raises(ConfigurationError):
             await tracker.get_best_run(**wrong)
 
@@ -261,7 +267,7 @@ print(json.dumps(answers))
     assert process.returncode == 0
     answers = json.loads(stdout.splitlines()[-1])
     assert answers == [item["optimized"]["prediction"]["species"] for item in expected["examples"]]
-    assert len(answers) == 59
+    assert len(answers) == 65
 
 
 async def test_no_call_blocks_the_loop_with_a_dead_server():

@@ -62,6 +62,7 @@ async def make_demo_set(task: SearchTask, program: dspy.Module, plan: DemoPlan, 
     elif plan.labeled:
         labels = dspy.LabeledFewShot(k=plan.labeled)
         student = labels.compile(program, trainset=[item.dspy for item in plan.examples], sample=True)
+        keep_models(student, program)
     else:
         student = (
             program.deepcopy()
@@ -89,6 +90,8 @@ class _Bootstrap(dspy.BootstrapFewShot):
         if teacher is not None:
             teacher._compiled = True
         self._prepare_student_and_teacher(program, teacher)
+        keep_models(self.student, program)
+        keep_models(self.teacher, program)
         self._prepare_predictor_mappings()
         found = await self._successes()
         self.name2traces: dict[str, list[Any]] = {name: [] for name in self.name2predictor}
@@ -152,6 +155,16 @@ class _Bootstrap(dspy.BootstrapFewShot):
             if name is not None:
                 demos.setdefault(name, []).append(dspy.Example(augmented=True, **inputs, **outputs))
         return {name: _one_of(found) for name, found in demos.items()}
+
+
+def keep_models(program: dspy.Module, original: dspy.Module) -> dspy.Module:
+    """Give each predictor its own model back: DSPy's `reset_copy` drops it, and what is measured would be
+    another program."""
+    models = {name: predictor.lm for name, predictor in original.named_predictors()}
+    for name, predictor in program.named_predictors():
+        if predictor.lm is None:
+            predictor.lm = models.get(name)
+    return program
 
 
 async def end(tasks: Iterable["asyncio.Future[Any]"]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import dspy
 from dspy.utils.callback import BaseCallback
 
+from agentcore.dspy_optimization.optimizers._demos import keep_models
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 
 
@@ -18,7 +19,7 @@ async def compile_in_thread(task: SearchTask, compile_: Callable[[], Any]) -> An
     task.guard.outage_after = 1
     try:
         with dspy.context(callbacks=[*dspy.settings.callbacks, watcher]):
-            program = await task.in_thread(compile_)
+            program = keep_models(await task.in_thread(compile_), task.program)
     finally:
         task.guard.outage_after = usual
     await task.score(program, task.validation.examples, full=True)

@@ -24,8 +24,8 @@ class MIPROv2Settings(OptimizerSettings):
     """Number of trials between full evaluations of the leader."""
     racing: bool = True
     """Whether a candidate that can no longer win is stopped before the end of its minibatch."""
-    racing_level: float = Field(default=0.35, gt=0, lt=0.5)
-    """See `Race`: at each look, the probability of stopping a candidate that is as good as the leader."""
+    racing_level: float = Field(default=0.1, gt=0, lt=0.5)
+    """The p-value at which a candidate counts as behind the leader; see `Race`."""
     mode: Literal["concurrent", "dspy"] = "concurrent"
     """`dspy`: DSPy's own sequential compile, for comparison."""
 

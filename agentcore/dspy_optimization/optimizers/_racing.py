@@ -27,6 +27,7 @@ _SAME = 1e-12
 """Smaller score differences count as rounding errors."""
 _SMALL_GAIN = 0.05
 """Gain in mean score that racing may miss in a candidate that ties with the leader."""
+_TIE_LEVEL = 0.35
 
 Params = Mapping[str, int]
 
@@ -55,12 +56,11 @@ class Race:
     Args:
         order: the examples.
         level: a candidate stops once the p-value of the one-sided paired sign-flip test against the leader,
-            on the examples that both have answered, falls below it; 0 turns racing off. At each look, a
-            candidate that is really as good as the leader it is compared with is stopped with at most this
-            probability. One that scored the same as the leader on every example stops once a candidate that
-            wins one example in 20 from the leader and loses none would look like that with at most this
-            probability (21 examples at 0.35). Neither bound covers all looks together, or holds if the leader
-            was lucky.
+            on the examples that both have answered, falls below it; 0 turns racing off. The leader is the
+            best of several, so its score is partly luck: a candidate that is really as good is stopped more
+            often than this level says. docs/performance.md has what that costs. One that scored the same as
+            the leader on every example stops once a candidate that wins one example in 20 from the leader and
+            loses none would look like that with a probability of at most 0.35 (21 examples).
     """
 
     def __init__(self, task: SearchTask, order: Sequence[Example], level: float) -> None:
@@ -158,7 +158,7 @@ class Race:
         pairs = zip(item.scores[:size], leader.scores[:size], strict=True)
         differences = [own - other for own, other in pairs if own is not None and other is not None]
         if all(abs(value) <= _SAME for value in differences):
-            return (1 - _SMALL_GAIN) ** len(differences) <= self.level
+            return (1 - _SMALL_GAIN) ** len(differences) <= _TIE_LEVEL
         return behind(differences) < self.level
 
     def same(self, item: Candidate, other: Candidate, size: int) -> bool:

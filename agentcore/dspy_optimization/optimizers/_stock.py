@@ -6,7 +6,7 @@ from typing import Any
 import dspy
 
 from agentcore.data import Example
-from agentcore.dspy_optimization.optimizers._demos import dump_demos, load_demos
+from agentcore.dspy_optimization.optimizers._demos import dump_demos, keep_models, load_demos
 from agentcore.dspy_optimization.optimizers._mipro_settings import MIPROv2Settings
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 
@@ -128,6 +128,7 @@ class _Compiler(dspy.MIPROv2):
         def score(candidate: Any, devset: Sequence[Any], **_: Any) -> _Score:
             examples = [self._examples[id(item)] for item in devset]
             full = len(devset) >= len(valset)
+            keep_models(candidate, task.program)
             return _Score(task.from_thread(lambda: task.score(candidate, examples, full=full, again=True)))
 
         return super()._optimize_prompt_parameters(

@@ -24,7 +24,7 @@ class BootstrapRandomSearchSettings(OptimizerSettings):
     num_candidate_programs: int = Field(default=16, ge=1)
     """In addition to the original program, the labels-only one and the one from unshuffled examples."""
     racing: bool = True
-    racing_level: float = Field(default=0.2, gt=0, lt=0.5)
+    racing_level: float = Field(default=0.1, gt=0, lt=0.5)
     """See `Race`."""
 
 

@@ -5,6 +5,7 @@ from pydantic import Field
 
 from agentcore.data import Dataset
 from agentcore.dspy_optimization.optimizers._base import BaseOptimizer, OptimizerSettings, WorkEstimate
+from agentcore.dspy_optimization.optimizers._demos import keep_models
 from agentcore.dspy_optimization.optimizers._racing import Race
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 
@@ -33,6 +34,7 @@ class LabeledFewShot(BaseOptimizer[LabeledFewShotSettings]):
         labeled = optimizer.compile(
             task.program.deepcopy(), trainset=task.train.dspy(), sample=self._settings.sample
         )
+        keep_models(labeled, task.program)
         task.space({}, {}, 2)
         race = Race(task, task.validation.examples, 0)
         entered = await race.enter([task.program, task.restored(labeled)])

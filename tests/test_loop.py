@@ -1,0 +1,140 @@
+"""The event loop stays free: large values, files, imports and preparation are the threads' work."""
+
+import asyncio
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from agentcore.data import Dataset
+from agentcore.dspy_optimization import OptimizationPipeline
+from agentcore.dspy_optimization.tracking import MLflowTracker
+from agentcore.lm import offline_lm
+from tests.support import AsyncClassifier, colours, request
+
+ROOT = Path(__file__).parents[1]
+
+
+class InThread:
+    """Notes the thread in which a function is called."""
+
+    def __init__(self, monkeypatch, path):
+        module, _, name = path.rpartition(".")
+        __import__(module)
+        real, self.threads = getattr(sys.modules[module], name), []
+
+        def noting(*arguments, **named):
+            self.threads.append(threading.current_thread())
+            return real(*arguments, **named)
+
+        monkeypatch.setattr(path, noting)
+
+    def check(self):
+        assert self.threads
+        assert threading.main_thread() not in self.threads
+
+
+async def test_preparation_is_a_threads(tmp_path, monkeypatch):
+    """It reads files, hashes them and imports the user's modules."""
+    prepare = InThread(monkeypatch, "agentcore.dspy_optimization.pipeline.prepare")
+    load = InThread(monkeypatch, "agentcore.dspy_optimization._prepare.load_dataset")
+    (tmp_path / "own_metric_of_loop.py").write_text(
+        "import threading\nimported = threading.current_thread()\n"
+        "def judge(example, prediction):\n    return example.colour == prediction.colour\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    pipeline = OptimizationPipeline(
+        AsyncClassifier(), "own_metric_of_loop:judge", offline_lm(), enable_tracking=False
+    )
+    await pipeline.run_optimization(request(), training_data=colours(30))
+    prepare.check()
+    load.check()
+    import own_metric_of_loop
+
+    assert own_metric_of_loop.imported is not threading.main_thread()
+    sys.modules.pop("own_metric_of_loop")
+
+
+async def longest_gap(work):
+    """Seconds of the longest time that the loop didn't run, during `work`."""
+    worst, running = 0.0, True
+
+    async def watch():
+        nonlocal worst
+        last = time.perf_counter()
+        while running:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            worst, last = max(worst, now - last), now
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(0.05)
+    try:
+        result = await work
+    finally:
+        running = False
+        await watching
+    return worst, result
+
+
+@pytest.mark.parametrize("kind", ["json", "file", "rows"])
+async def test_a_large_value_is_written_by_a_thread(config, tmp_path, kind):
+    tracker = MLflowTracker(config)
+    await tracker.start_run(request())
+    await tracker.flush(timeout=60)
+    big = {"rows": [{"text": f"number {index}", "values": list(range(20))} for index in range(40_000)]}
+    work = {
+        "json": lambda: tracker.log_json("big.json", big),
+        "file": lambda: tracker.log_artifact(tmp_path / "big.txt"),
+        "rows": lambda: tracker.log_training_data(data, data.split()),
+    }[kind]
+    (tmp_path / "big.txt").write_text("a line of text\n" * 2_000_000)
+    data = Dataset.from_rows([{"q": f"q {number}", "answer": "x" * 50} for number in range(20_000)])
+    started = time.perf_counter()
+    gap, _ = await longest_gap(work())
+    took = time.perf_counter() - started
+    # In the loop, it would be nearly all of the time.
+    assert gap < max(0.1, 0.5 * took), (gap, took)
+
+
+RACE = """
+import threading
+import agentcore
+from agentcore.tracking._connection import import_mlflow
+from agentcore._imports import import_litellm
+failed, start = [], threading.Barrier(6)
+
+def load(work):
+    start.wait()
+    try:
+        work()
+    except BaseException as error:
+        failed.append(repr(error))
+
+threads = [threading.Thread(target=load, args=(work,)) for work in (import_mlflow, import_litellm) * 3]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(failed)
+"""
+
+
+def test_threads_that_import_at_once_all_get_whole_modules():
+    """MLflow's Protobuf definitions and litellm's tables break if two threads import them first."""
+    done = subprocess.run([sys.executable, "-c", RACE], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr
+
+
+def test_every_import_of_them_in_product_code_is_alone():
+    """Whoever imports them first must hold the lock; MLflow itself loads these two files."""
+    allowed = {"_connection.py", "_imports.py"}
+    for path in (ROOT / "agentcore").rglob("*.py"):
+        if path.name in allowed:
+            continue
+        for line in path.read_text().splitlines():
+            if line.startswith(("import mlflow", "from mlflow", "import litellm", "from litellm")):
+                assert path.name in ("_auth.py", "_serving.py"), f"{path}: {line}"
