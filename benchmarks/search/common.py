@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("DSPY_CACHEDIR", "/nonexistent/agentcore-benchmarks")
+os.environ.setdefault("DSPY_CACHEDIR", "/dev/null/agentcore-benchmarks")
 
 import dspy
 
-from agentcore.data import Dataset, Splits, load_dataset
+from agentcore.data import SPLITS, Dataset, Splits, load_dataset
 from agentcore.dspy_optimization import OptimizationPipeline, OptimizationResult
 from agentcore.lm.offline import AsyncOfflineEngine, OfflineEngine
 
@@ -88,7 +88,7 @@ def task(name: str, seed: int, *, steps: int = 1, train: int = 60, validation: i
     random.Random(seed).shuffle(examples)
     train, validation = min(train, len(examples) // 4), min(validation, len(examples) // 3)
     parts = (examples[:train], examples[train : train + validation], examples[train + validation :])
-    named = zip(Splits._fields, parts, strict=True)
+    named = zip(SPLITS, parts, strict=False)
     return Task(data, Splits(*(data.part(part, tuple(found)) for part, found in named)), steps)
 
 

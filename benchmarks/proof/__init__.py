@@ -1,0 +1,1 @@
+"""Simulations of what a verdict claims: `python -m benchmarks.proof.simulate`."""
