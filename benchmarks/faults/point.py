@@ -38,6 +38,7 @@ OWN_TAGS = (
     "agentcore.sha256",
     "agentcore.program",
     "agentcore.model",
+    "agentcore.taken",
 )
 
 
