@@ -81,10 +81,14 @@ class Sender:
             if known is None or known.last_seq <= self.position:
                 return
             page = self.journal.deliverable(known, self.position, _PAGE)
+            damaged = list(page.damaged)
             for batch in batches(page.entries):
-                rejected = self._deliver(batch)
-                self._advance(batch[-1].seq, rejected)
-            self._advance(page.through, list(page.damaged))
+                through = batch[-1].seq
+                # In one commit with the step past them, or whoever waits for that step doesn't see them.
+                passed = [item for item in damaged if item[0] <= through]
+                damaged = damaged[len(passed) :]
+                self._advance(through, [*self._deliver(batch), *passed])
+            self._advance(page.through, damaged)
             if page.unknown is not None:
                 # Don't skip it: a process that knows this event must deliver it in order.
                 raise Held(f"run {short_id(self.stream)} waits: {page.unknown}")

@@ -84,7 +84,9 @@ def state_of(client: MlflowClient, experiment: str) -> list[dict[str, Any]]:
                 for key, value in run.data.tags.items()
                 if value and not key.startswith(("mlflow.", *OWN_TAGS))
             },
-            "digests": {key for key in run.data.tags if key.startswith(OWN_TAGS)},
+            "digests": {
+                key for key in run.data.tags if key.startswith(OWN_TAGS) and key != "agentcore.taken"
+            },
             "history": [
                 (item.step, item.value) for item in client.get_metric_history(run.info.run_id, "trial_score")
             ],

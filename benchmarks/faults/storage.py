@@ -126,6 +126,7 @@ def equal_values(row: Row, stack: Stack, config: MLflowConfig, rng: random.Rando
             for _ in range(VALUES):
                 group.create_task(tracker.log_metrics({"score": 1.0}, run_id=run_id))
         await tracker.end_run(run_id=run_id)
+        await asyncio.to_thread(restart.join)
         await tracker.flush(timeout=120)
         return (await tracker.get_run(run_id)).info.run_id
 

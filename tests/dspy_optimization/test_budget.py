@@ -93,7 +93,7 @@ async def test_a_cap_reached_while_the_winner_is_measured_says_of_how_many(monke
     result, lm = await optimize({"max_lm_calls": cap})
     assert lm.engine.calls == cap
     assert result.status == "budget_exhausted"
-    assert any("test examples of the winner" in item for item in result.warnings)
+    assert any("was reached while measuring the winner, after" in item for item in result.warnings)
     assert result.comparison.examples == len(colours(60).split(seed=0).test) - 10
 
 

@@ -12,7 +12,7 @@ from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import JournalDamagedError, JournalError
 from agentcore.journal import _leases as leases_module
 from agentcore.journal import close_journals, damage, open_journal, salvage
-from agentcore.tracking import MetricsLogged, TagsSet
+from agentcore.tracking import MetricsLogged, TagsSet, stop_deliveries
 from agentcore.tracking import _delivery as delivery_module
 from tests.support import request
 
@@ -194,6 +194,7 @@ async def test_one_unreadable_entry_does_not_stop_the_others(config):
             sa.text("UPDATE agentcore_events SET body = substr(body, 1, 20) WHERE seq = :seq"), {"seq": last}
         )
 
+    stop_deliveries()  # or it may be delivered before it is spoiled
     await journal.write(stream.id, [MetricsLogged(metrics={"lost": 1.0})])
     last = journal.stream(stream.id).last_seq
     journal.submit(spoil).result()
