@@ -194,12 +194,8 @@ class TestStored:
         monkeypatch.setenv("OPENAI_API_KEY", "sk-test-key")
         client = MlflowClient(config.tracking_uri)
         (output,) = client.get_run(run_id).outputs.model_outputs
-        before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri(config.tracking_uri)
-        try:
-            model = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
-        finally:
-            mlflow.set_tracking_uri(before)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", config.tracking_uri)
+        model = mlflow.pyfunc.load_model(f"models:/{output.model_id}")
         answers = model.predict(pd.DataFrame([{"thing": "leaf that is served"}]))
         assert list(answers["colour"])
         assert provider.requests(url) == 1
