@@ -22,6 +22,7 @@ from agentcore import _process
 from agentcore.settings import MLflowConfig
 
 if TYPE_CHECKING:
+    from tests.support.proxy import Proxy
     from tests.support.stack import Stack
 
 
@@ -73,6 +74,18 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator["Stack"]:
     running = Stack(tmp_path_factory.mktemp("stack"))
     yield running
     running.stop()
+
+
+@pytest.fixture
+def proxy(stack: "Stack") -> Iterator["Proxy"]:
+    """MLflow's server behind a proxy that can lose, delay and refuse."""
+    from agentcore.tracking import stop_deliveries
+    from tests.support.proxy import Proxy
+
+    running = Proxy(stack.uri)
+    yield running
+    stop_deliveries()
+    running.close()
 
 
 @pytest.fixture

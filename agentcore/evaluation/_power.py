@@ -51,8 +51,7 @@ def gain_that_can_show(
         clusters: number of clusters; the correlation within one is assumed to be 0.3.
 
     Returns:
-        None if the power is below 80% even
-    when all changed examples improve.
+        None if the power is below 80% even when all changed examples improve.
     """
     if clusters is not None:
         examples = round(effective_examples(examples, clusters))

@@ -64,27 +64,29 @@ def price_of(lm: "dspy.BaseLM", prices: Prices) -> Price | None:
 
 
 _LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-_BODIES = ("extra_body",)
 
 
 def max_answers(lm: "dspy.BaseLM", asked: Mapping[str, Any] | None = None) -> int:
     """How many answers one call asks for."""
-    settings = {**(getattr(lm, "kwargs", None) or {}), **(asked or {})}
-    places = (settings, *(item for item in map(settings.get, _BODIES) if isinstance(item, Mapping)))
-    return max((int(place["n"]) for place in places if place.get("n") is not None), default=1)
+    return max(_asked_for(lm, asked, ("n",)), default=1)
 
 
 def max_answer_tokens(lm: "dspy.BaseLM", asked: Mapping[str, Any] | None = None) -> int | None:
     """Maximum answer length in tokens, from the call and the LM, or else litellm's table; None if unknown.
 
     Of several settings the largest counts, since providers differ in which one they follow."""
-    settings = {**(getattr(lm, "kwargs", None) or {}), **(asked or {})}
-    places = (settings, *(item for item in map(settings.get, _BODIES) if isinstance(item, Mapping)))
-    found = [place[name] for place in places for name in _LENGTHS if place.get(name) is not None]
-    if found:
-        return max(map(int, found))
+    if found := _asked_for(lm, asked, _LENGTHS):
+        return max(found)
     limit = _listed(str(lm.model)).get("max_output_tokens")
     return None if limit is None else int(limit)
+
+
+def _asked_for(lm: "dspy.BaseLM", asked: Mapping[str, Any] | None, names: tuple[str, ...]) -> list[int]:
+    """The values of these settings, from the LM as changed by the call, and from its `extra_body`."""
+    settings = {**(getattr(lm, "kwargs", None) or {}), **(asked or {})}
+    body = settings.get("extra_body")
+    places = (settings, body) if isinstance(body, Mapping) else (settings,)
+    return [int(place[name]) for place in places for name in names if place.get(name) is not None]
 
 
 def max_prompt_tokens(texts: list[str]) -> int:

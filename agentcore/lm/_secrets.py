@@ -171,8 +171,3 @@ def _in_address(parts: "SplitResult") -> Iterator[str]:
     for name, value in parse_qsl(parts.query):
         if is_secret_attribute(name) or name.lower() in _QUERY:
             yield value
-
-
-def address_secrets(text: str) -> list[str]:
-    """The passwords of the URLs in a text."""
-    return list(_in_addresses(text))

@@ -16,17 +16,8 @@ from agentcore.journal import close_journals
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import stop_deliveries
 from tests.support import request
-from tests.support.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def proxy(stack):
-    running = Proxy(stack.uri)
-    yield running
-    stop_deliveries()
-    running.close()
 
 
 @pytest.fixture

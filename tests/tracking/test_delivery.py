@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,17 +32,8 @@ from agentcore.tracking import _delivery as delivery_module
 from agentcore.tracking._sender import batches
 from tests.support import Classifier, request
 from tests.support.ports import free_port
-from tests.support.proxy import Proxy
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def proxy(stack) -> Iterator[Proxy]:
-    running = Proxy(stack.uri)
-    yield running
-    stop_deliveries()
-    running.close()
 
 
 @pytest.fixture

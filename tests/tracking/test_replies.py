@@ -3,7 +3,6 @@
 import asyncio
 import resource
 import threading
-from collections.abc import Iterator
 
 import pytest
 from mlflow import MlflowClient
@@ -13,17 +12,7 @@ from agentcore.errors import ArtifactError, TrackingError
 from agentcore.journal import open_journal
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import _delivery as delivery_module
-from agentcore.tracking import stop_deliveries
 from tests.support import request
-from tests.support.proxy import Proxy
-
-
-@pytest.fixture
-def proxy(stack) -> Iterator[Proxy]:
-    running = Proxy(stack.uri)
-    yield running
-    stop_deliveries()
-    running.close()
 
 
 @pytest.fixture
