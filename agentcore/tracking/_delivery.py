@@ -36,8 +36,10 @@ class _Failure:
 
     error: TrackingError
     count: int
+    began: float
+    """`time.monotonic()` when the last attempt began."""
     at: float
-    """`time.monotonic()` of the last attempt."""
+    """`time.monotonic()` when it failed."""
 
     @property
     def pause(self) -> float:
@@ -153,15 +155,20 @@ class Delivery:
             with self._changed:
                 failing = [self._failures.get(stream) for stream in left]
             fresh = [item for item in failing if item is not None and item.at > began]
-            refused = len(fresh) == len(left) and all(isinstance(item.error, Held) for item in fresh)
+            # An attempt under way when this flush began met what may have been put right since.
+            refused = len(fresh) == len(left) and all(
+                isinstance(item.error, Held) and item.began > began for item in fresh
+            )
             stuck = bool(fresh) and now - max(began, moved) > patience
             late = now - began > timeout if timeout is not None else now - max(began, moved) > _SILENCE
             if refused or stuck or late or self._stopping:
                 raise self._undelivered(left, fresh[0].error if fresh else None)
             with self._changed:
-                for stream in left:
-                    if stream not in self._active:
-                        self._due.setdefault(stream, 0.0)
+                for stream in left.keys() - self._active:
+                    failure = self._failures.get(stream)
+                    if failure is not None and failure.began <= began:
+                        self._due[stream] = 0.0
+                    self._due.setdefault(stream, 0.0)
                 self._start()
                 self._changed.notify_all()
                 self._changed.wait(0.1)
@@ -228,6 +235,7 @@ class Delivery:
         while (stream := self._next()) is not None:
             error: TrackingError | None = None
             taken = False
+            began = time.monotonic()
             try:
                 self._prepare()
                 taken = not self._deliver(stream)
@@ -239,7 +247,7 @@ class Delivery:
                 error = TrackingError(str(failure))
             except Exception as failure:  # noqa: BLE001 - reported and retried; must not stop other runs
                 error = TrackingError(f"a delivery failed: {first_line(failure)}")
-            self._finished(stream, error, taken)
+            self._finished(stream, error, taken, began)
 
     def _next(self) -> str | None:
         with self._changed:
@@ -290,13 +298,13 @@ class Delivery:
 
         return tell
 
-    def _finished(self, stream: str, error: TrackingError | None, taken: bool) -> None:
+    def _finished(self, stream: str, error: TrackingError | None, taken: bool, began: float) -> None:
         with self._changed:
             self._active.discard(stream)
             now = time.monotonic()
             if error is not None:
                 before = self._failures.get(stream)
-                failure = _Failure(error, before.count + 1 if before else 1, now)
+                failure = _Failure(error, before.count + 1 if before else 1, began, now)
                 self._failures[stream] = failure
                 self._due[stream] = now + failure.pause
             else:

@@ -540,6 +540,32 @@ async def test_an_artifact_that_a_gateway_refuses_waits_for_the_operator(proxy, 
     assert await tracker.read_json(held, "notes/a.json") == {"a": [1, 2]}
 
 
+async def test_a_refusal_from_before_a_flush_does_not_end_it(proxy, config, quick_pauses):
+    """The operator raised the gateway's limit while an upload was on its way."""
+    tracker = MLflowTracker(config)
+    uploading, answer = threading.Event(), threading.Event()
+
+    def refuse_slowly(method: str, path: str) -> str | None:
+        if method != "PUT":
+            return None
+        uploading.set()
+        assert answer.wait(60)
+        return "413"
+
+    proxy.fault = refuse_slowly
+    run_id = await tracker.start_run(request())
+    await log_something(tracker)
+    await tracker.end_run()
+    assert await asyncio.to_thread(uploading.wait, 60)
+    async with asyncio.TaskGroup() as group:
+        flushed = group.create_task(tracker.flush(timeout=60, run_id=run_id))
+        await asyncio.sleep(0.5)
+        assert not flushed.done()
+        proxy.fault = lambda method, path: None
+        answer.set()
+    assert await tracker.read_json(run_id, "notes/a.json") == {"a": [1, 2]}
+
+
 @pytest.mark.parametrize("name", ["n" * 300, "a\0b", ".."])
 async def test_artifact_names_that_no_store_takes(config, name):
     tracker = MLflowTracker(config)
