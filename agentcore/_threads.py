@@ -3,8 +3,9 @@
 import asyncio
 import contextvars
 import threading
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -42,6 +43,15 @@ def start_in_thread(work: Callable[[], T], *, name: str = "agentcore-worker") ->
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return future
+
+
+def run_to_its_end(make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Run a coroutine in an event loop of its own and block until it ends, even if this thread has a running
+    loop."""
+    if asyncio._get_running_loop() is None:
+        return asyncio.run(make())
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(contextvars.copy_context().run, lambda: asyncio.run(make())).result()
 
 
 async def run_in_thread(work: Callable[[], T]) -> T:

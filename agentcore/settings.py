@@ -1,7 +1,9 @@
 """Every environment variable that AgentCore reads."""
 
+import difflib
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -254,14 +256,28 @@ def shown_uri(uri: str) -> str:
     return f"{scheme}{separator}{shown}"
 
 
-def explain(error: ValidationError) -> str:
-    """A pydantic error on one line, without the rejected input (it may be a secret)."""
-    parts = []
+def explain(error: ValidationError, known: Sequence[str] = ()) -> str:
+    """A pydantic error on one line, without the rejected input (it may be a secret).
+
+    Args:
+        known: the accepted names, to list them if another one was given.
+    """
+    parts, unknown = [], False
     for item in error.errors(include_url=False, include_input=False):
         where = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            unknown = True
+            message = f"unknown name{nearest(str(item['loc'][-1]), known)}"
         parts.append(f"{where}: {message}" if where else message)
-    return "; ".join(parts)
+    listed = f". Use {', '.join(known)}" if unknown and known else ""
+    return "; ".join(parts) + listed
+
+
+def nearest(name: str, known: Sequence[str], similarity: float = 0.6) -> str:
+    """` (did you mean …?)` if one of the known names is similar."""
+    found = difflib.get_close_matches(name, known, 1, similarity)
+    return f" (did you mean {found[0]}?)" if found else ""
 
 
 def check_env_file(path: Path) -> None:

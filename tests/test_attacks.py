@@ -112,7 +112,7 @@ async def test_a_field_of_the_data(provider, thief, name):
     try:
         result = await pipeline.run_optimization(request(), training_data=rows)
     except DataError as error:
-        assert f"{name} for its own argument" in str(error) or repr(name) in str(error)  # noqa: PT017
+        assert f"{name} as one of its own arguments" in str(error) or repr(name) in str(error)  # noqa: PT017
         assert provider.requests(url) == 0
     else:
         assert result.spend.calls == provider.requests(url) > 0

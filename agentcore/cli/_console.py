@@ -1,8 +1,10 @@
 """Consoles, errors and running coroutines. Imports nothing heavy, to keep `--help` fast."""
 
+import shutil
 import sys
 from collections.abc import Coroutine
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import typer
@@ -30,9 +32,26 @@ class _LazyConsole:
     def print(self, *objects: Any, **style: Any) -> None:
         self._console.print(*objects, **style)
 
+    @property
+    def width(self) -> int:
+        """Of the terminal, in columns; 80 elsewhere."""
+        return self._console.width
+
 
 out = _LazyConsole(stderr=False)
 err = _LazyConsole(stderr=True)
+
+
+def this_command() -> str:
+    """The command as it has to be typed here: `agentcore` if the shell would find this one."""
+    program = Path(sys.argv[0])
+    found = shutil.which("agentcore")
+    if program.name != "agentcore" or (found is not None and Path(found).resolve() == program.resolve()):
+        return "agentcore"
+    try:
+        return str(program.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(program)
 
 
 def import_from_here() -> None:

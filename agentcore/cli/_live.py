@@ -1,4 +1,4 @@
-"""Progress display of an optimization: a live line in a terminal, one line per stage elsewhere."""
+"""Progress display of an optimization: a live view in a terminal, lines elsewhere."""
 
 import contextlib
 import io
@@ -6,7 +6,6 @@ import re
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,39 +15,25 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from agentcore._naming import short_id
 from agentcore.cli._terminal import SafeConsole
-from agentcore.dspy_optimization.events import (
-    OptimizationEvent,
-    RunFinished,
-    RunResumed,
-    StageStarted,
-    TrialFinished,
-    WarningRaised,
-)
+from agentcore.dspy_optimization import STAGES, Printer, figures, line_of
+from agentcore.dspy_optimization.events import RunFinished, RunResumed
 from agentcore.journal import Event
 
-_STAGES = {
-    "preparing": "preparing",
-    "baseline": "measuring the baseline on the test split",
-    "search": "searching on train and validation",
-    "winner": "measuring the winner on the test split",
-    "logging": "logging the result",
-    "delivering": "delivering to MLflow",
-}
 # Progress output of DSPy's bootstrapping and of tqdm.
-_NOISE = re.compile(r"Bootstrapp(ing|ed) |\d+%\|.*\|.*(it/s|s/it|\?it)|^Average Metric|^\s*$")
+_NOISE = re.compile(
+    r"Bootstrapp(ing|ed) |\d+%\|.*\|.*(it/s|s/it|\?it)|^Average Metric|^\w+ Optimization:|^\s*$"
+)
 
 
-class LiveView:
+class LiveView(Printer):
     """Displays the pipeline's events and progress; wrap the run in `running()`."""
 
     def __init__(self) -> None:
+        super().__init__()
+        self.warnings: list[str] = []
         # Bound to the real stream: while the view runs, sys.stderr is redirected to this console.
         self.console = SafeConsole(file=sys.stderr, highlight=False)
-        self.progress: Any = None
-        self.warnings: list[str] = []
-        self.optimization_id = ""
         self._spinner = Spinner("dots")
         self._live = Live(
             get_renderable=self._render,
@@ -62,11 +47,26 @@ class LiveView:
     @contextlib.contextmanager
     def running(self) -> Iterator["LiveView"]:
         live = self._live if self.console.is_terminal else contextlib.nullcontext()
-        with live, _prints_above(self.console):
-            yield self
+        try:
+            with live, _prints_above(self.console):
+                yield self
+        finally:
+            self.end()
 
-    def started(self, progress: Any) -> None:
-        self.progress = progress
+    def say(self, line: str) -> None:
+        self.console.print(escape(line), soft_wrap=True)
+
+    def note(self, message: str) -> None:
+        self.console.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
+
+    def warned(self, message: str) -> None:
+        """Printed with the result, or at the end if there is none."""
+        self.warnings.append(message)
+
+    def finished(self, event: RunFinished) -> None:
+        if event.status in ("failed", "cancelled"):
+            for message in self.warnings:
+                self.note(message)
 
     @property
     def began(self) -> bool:
@@ -77,62 +77,31 @@ class LiveView:
         if self.progress is not None:
             self.progress.begin("delivering")
         if not self.console.is_terminal:
-            self.console.print(f"{_STAGES['delivering']} …", soft_wrap=True)
+            self.say(f"{STAGES['delivering']} …")
+
+    def _tell(self, line: str) -> None:
+        """In a terminal, the live view shows it."""
+        if not self.console.is_terminal:
+            super()._tell(line)
 
     def event(self, event: Event) -> None:
-        if isinstance(event, OptimizationEvent):
-            self.optimization_id = event.optimization_id
-        # Warnings are printed with the result; print them here only if there is none.
-        if isinstance(event, WarningRaised):
-            self.warnings.append(event.message)
-        elif isinstance(event, RunFinished) and event.status in ("failed", "cancelled"):
-            for message in self.warnings:
-                self.console.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
-        elif isinstance(event, RunResumed):
-            known = f"{event.trials} trials finished, {event.examples} examples measured"
-            self.console.print(f"resuming run {short_id(event.optimization_id)}: {known}", soft_wrap=True)
-        elif isinstance(event, StageStarted) and not self.console.is_terminal:
-            self.console.print(f"{_STAGES.get(event.stage, event.stage)} …", soft_wrap=True)
-        elif isinstance(event, TrialFinished) and not self.console.is_terminal:
-            part = "" if event.full else f" on {event.examples} examples"
-            given_up = ", stopped" if event.stopped else ""
-            best = f"(best {event.best_score:.3f})"
-            self.console.print(
-                f"  trial {event.trial}: {event.score:.3f}{part}{given_up} {best}", soft_wrap=True
-            )
+        super().event(event)
+        if self.console.is_terminal and isinstance(event, RunResumed) and (line := line_of(event)):
+            self.say(line)
 
     def _render(self) -> Group | Text:
         progress = self.progress
         if progress is None:
             return Text("loading …")
         first = Table.grid(padding=(0, 1))
-        title = _STAGES.get(progress.stage, progress.stage)
+        title = STAGES.get(progress.stage, progress.stage)
         bar = (
-            ProgressBar(total=progress.total, completed=progress.done, width=24)
+            ProgressBar(total=progress.total, completed=progress.done, width=16)
             if progress.total
             else Text("")
         )
-        count = f"{progress.done}/{progress.total}" if progress.total else ""
-        first.add_row(self._spinner, Text(title), bar, Text(count))
-        return Group(first, Text("  " + " · ".join(_figures(progress)), style="dim"))
-
-
-def _figures(progress: Any) -> list[str]:
-    spend = progress.meter.total
-    found = []
-    if progress.stage == "search" and progress.trials:
-        found.append(f"trial {progress.trial} of {progress.trials}")
-    if progress.best_score is not None:
-        found.append(f"best so far {progress.best_score:.3f}")
-    found.append(f"{spend.calls:,} LM calls")
-    found.append(f"{spend.total_tokens:,} tokens")
-    found.append(cost_text(spend.cost_usd))
-    found.append(f"{progress.seconds:.0f} s")
-    return found
-
-
-def cost_text(usd: float | None) -> str:
-    return "cost unknown" if usd is None else f"${usd:.4f}" if usd else "$0"
+        first.add_row(self._spinner, Text(title, no_wrap=False), bar)
+        return Group(first, Text("  " + " · ".join(figures(progress)), style="dim"))
 
 
 class _Above(io.TextIOBase):

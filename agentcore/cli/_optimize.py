@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentcore._naming import short_id
-from agentcore.cli._console import err, import_from_here, out, run
+from agentcore.cli._console import err, import_from_here, out, run, this_command
 from agentcore.cli._options import (
+    LM,
     Concurrency,
     ExecutorName,
     Experiment,
+    LMArguments,
+    LMBaseURL,
     Price,
     Seed,
     objective_of,
@@ -20,13 +23,20 @@ from agentcore.cli._options import (
     slug,
 )
 from agentcore.cli._tracking import LOCAL_TRACKING, tracking_config
-from agentcore.errors import ConfigurationError, JournalError, RunFinishedError, TrackingError
+from agentcore.errors import (
+    AgentCoreError,
+    ConfigurationError,
+    JournalError,
+    RunFinishedError,
+    TrackingError,
+)
 
 if TYPE_CHECKING:
     from agentcore.dspy_optimization import OptimizationPipeline, OptimizationResult
     from agentcore.settings import MLflowConfig
 
 _DELIVERY_SECONDS = 60.0
+_AFTER_FAILURE = 10.0
 _LAST_SECONDS = 1.0
 """How long to keep delivering after Ctrl-C."""
 
@@ -87,11 +97,15 @@ def optimize(
     ],
     data: Annotated[str, typer.Option(help="Examples: .jsonl, .json, .csv, or a built-in data set.")],
     metric: Annotated[str, typer.Option(help="exact_match or package.module:function.")] = "exact_match",
-    lm: Annotated[
-        str | None, typer.Option(help="Such as openai/gpt-5-mini, or offline/knn [default: AGENTCORE_LM].")
-    ] = None,
+    lm: LM = None,
+    lm_base_url: LMBaseURL = None,
+    lm_arg: LMArguments = None,
     prompt_lm: Annotated[
-        str | None, typer.Option(help="Proposes instructions [default: AGENTCORE_PROMPT_LM, else --lm].")
+        str | None,
+        typer.Option(
+            help="Proposes instructions: a name or package.module:object [default: AGENTCORE_PROMPT_LM, else "
+            "--lm]."
+        ),
     ] = None,
     optimizer: Annotated[
         list[str] | None,
@@ -195,8 +209,8 @@ def optimize(
     }
     pipeline = {
         "metric": metric,
-        "lm": lm,
-        "prompt_lm": prompt_lm,
+        "lm": _model(lm, lm_base_url, lm_arg),
+        "prompt_lm": _model(prompt_lm),
         "max_concurrency": max_concurrency,
         "executor": executor,
         "seed": seed,
@@ -214,6 +228,12 @@ def optimize(
         _plan(job, config, latency)
     else:
         _optimize(job, config)
+
+
+def _model(name: str | None, base_url: str | None = None, arguments: list[str] | None = None) -> Any:
+    from agentcore.lm import given_lm
+
+    return given_lm(name, base_url, arguments or ())
 
 
 def _optimize(job: _Job, config: "MLflowConfig") -> None:
@@ -285,9 +305,14 @@ def _pipeline(job: _Job, config: "MLflowConfig", **listeners: Any) -> "Optimizat
 def resume(
     run_id: Annotated[
         str,
-        typer.Argument(metavar="RUN", help="Run id, or a unique prefix of it."),
+        typer.Argument(metavar="RUN", help="Run id, a unique prefix of it, or 'latest'."),
     ],
-    lm: Annotated[str | None, typer.Option(help="The model, if the run used an LM object.")] = None,
+    lm: LM = None,
+    lm_base_url: LMBaseURL = None,
+    lm_arg: LMArguments = None,
+    prompt_lm: Annotated[
+        str | None, typer.Option(help="The model that proposes instructions, if the run used an LM object.")
+    ] = None,
     price: Price = None,
     max_concurrency: Concurrency = 16,
     executor: ExecutorName = "local",
@@ -296,13 +321,16 @@ def resume(
     """Resume an optimization that was killed, stopped or failed; nothing is paid for twice."""
     import_from_here()
     from agentcore.cli._live import LiveView
-    from agentcore.dspy_optimization import OptimizationPipeline
+    from agentcore.dspy_optimization import OptimizationPipeline, recorded_lm
 
     config = tracking_config(experiment)
     view = LiveView()
+    if run_id == "latest":
+        run_id = _latest_resumable(config)
     pipeline = OptimizationPipeline.from_journal(
         run_id,
-        lm=lm,
+        prompt_lm=_model(prompt_lm),
+        lm=_model(lm or recorded_lm(run_id) if lm_base_url or lm_arg else lm, lm_base_url, lm_arg),
         mlflow_config=config,
         max_concurrency=max_concurrency,
         executor=executor,
@@ -311,6 +339,18 @@ def resume(
         on_progress=view.started,
     )
     _carry_out(pipeline, pipeline.resume(run_id), view, config)
+
+
+def _latest_resumable(config: "MLflowConfig") -> str:
+    from agentcore.dspy_optimization import resumable_runs
+    from agentcore.journal import open_journal
+    from agentcore.tracking import destination_of
+
+    journal = open_journal()
+    found = resumable_runs(journal, journal.streams(destination_of(config)))
+    if not found:
+        raise ConfigurationError("there is no run to resume. List all with: agentcore runs")
+    return found[0].id
 
 
 def _carry_out(pipeline: "OptimizationPipeline", work: Any, view: Any, config: "MLflowConfig") -> None:
@@ -323,7 +363,12 @@ def _carry_out(pipeline: "OptimizationPipeline", work: Any, view: Any, config: "
     undelivered: list[str] = []
 
     async def run_and_deliver() -> None:
-        results.append(await work)
+        try:
+            results.append(await work)
+        except AgentCoreError:
+            with contextlib.suppress(TrackingError, JournalError):  # what ended the run is to be told
+                await pipeline.flush(_AFTER_FAILURE)
+            raise
         view.delivering()
         try:
             await pipeline.flush(_DELIVERY_SECONDS)
@@ -366,7 +411,7 @@ def _say_stopped(view: Any, pipeline: "OptimizationPipeline") -> None:
         marked = "the run waits in the journal; the next agentcore command delivers it to MLflow"
     short = short_id(view.optimization_id)
     err.print(
-        f"[yellow]stopped[/]: {marked}{kept}. Resume it: agentcore resume {short} · "
-        f"see it: agentcore show {short}",
+        f"[yellow]stopped[/]: {marked}{kept}. Resume it: {this_command()} resume {short} · "
+        f"see it: {this_command()} show {short}",
         soft_wrap=True,
     )

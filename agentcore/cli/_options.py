@@ -13,6 +13,27 @@ Price = Annotated[
     list[str] | None,
     typer.Option(help="model=input,output: USD per million tokens, overrides litellm's table; repeatable."),
 ]
+LM = Annotated[
+    str | None,
+    typer.Option(
+        help="Model, such as openai/gpt-5-mini, offline/knn or package.module:object [default: AGENTCORE_LM]."
+    ),
+]
+LMBaseURL = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL", help="Address of an OpenAI-compatible server, such as http://localhost:8080/v1."
+    ),
+]
+LMArguments = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lm-arg",
+        metavar="KEY=VALUE",
+        help="An argument of the LM, such as max_tokens=200 or temperature=0.7; header.NAME=VALUE is an HTTP "
+        "header, and env:NAME as the value reads an environment variable; repeatable.",
+    ),
+]
 ExecutorName = Annotated[
     str, typer.Option("--executor", help="Where the program runs: local or ray (RAY_ADDRESS).")
 ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from agentcore._naming import short_id, utc
-from agentcore.cli._console import counted, out, run
+from agentcore.cli._console import counted, out, run, this_command
 from agentcore.cli._options import Experiment
 from agentcore.cli._tracking import after_backlog, find_run, print_waiting, tracking_config
 from agentcore.errors import ArtifactError, ConfigurationError, TrackingError
@@ -14,7 +14,7 @@ from agentcore.errors import ArtifactError, ConfigurationError, TrackingError
 if TYPE_CHECKING:
     from datetime import timedelta
 
-    from agentcore.dspy_optimization import MLflowTracker
+    from agentcore.dspy_optimization import MLflowTracker, OptimizationResult
 
 runs = typer.Typer(name="runs", help="List runs, newest first; or archive old ones.")
 
@@ -129,7 +129,7 @@ def best(
     experiment: Experiment = None,
 ) -> None:
     """Show the best finished run with a proven gain. Exits 1 if there is none."""
-    from agentcore.cli._render import print_run
+    from agentcore.cli._render import print_run, shown_id
     from agentcore.dspy_optimization import MLflowTracker
 
     tracker = MLflowTracker(tracking_config(experiment))
@@ -142,6 +142,16 @@ def best(
         out.print(f"no finished run with {what} in experiment {tracker.config.experiment_name!r}")
         raise typer.Exit(1)
     print_run(found)
+    out.print(f"the whole result: [bold]{this_command()} show {shown_id(found)}[/]")
+
+
+async def result_of(tracker: "MLflowTracker", run_id: str) -> "OptimizationResult | None":
+    """A run's result; None if it failed, was stopped, or is no optimization."""
+    from agentcore.dspy_optimization import OptimizationPipeline
+
+    with suppress(ArtifactError, ConfigurationError):
+        return await OptimizationPipeline(mlflow_config=tracker.config).result(run_id)
+    return None
 
 
 def show(
@@ -184,7 +194,7 @@ async def _show(tracker: "MLflowTracker", wanted: str, examples: int, *, reveal_
     from agentcore.tracking import model_names
 
     found = await find_run(tracker, wanted)
-    print_run(found)
+    print_run(found, await result_of(tracker, found.info.run_id))
     names = model_names(found)
     for name in names:
         if name != "optimized_model":

@@ -19,3 +19,7 @@ class SafeConsole(Console):
                 yield segment
             else:
                 yield Segment(_CONTROL.sub("\ufffd", segment.text), segment.style)
+
+    def print(self, *objects: Any, soft_wrap: bool | None = None, **style: Any) -> None:
+        """In a terminal, break lines between words; elsewhere, where programs read them, only if asked to."""
+        super().print(*objects, soft_wrap=soft_wrap and not self.is_terminal, **style)

@@ -2,7 +2,7 @@
 
 from agentcore.data._builtin import BUILTIN_DATASETS, load_builtin
 from agentcore.data._canonical import fold
-from agentcore.data._check import check_inputs
+from agentcore.data._check import is_missing
 from agentcore.data._dataset import (
     Dataset,
     Example,
@@ -22,9 +22,9 @@ __all__ = [
     "Example",
     "Split",
     "Splits",
-    "check_inputs",
     "fold",
     "given_splits",
+    "is_missing",
     "keys_of",
     "load_builtin",
     "load_dataset",

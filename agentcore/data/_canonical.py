@@ -1,11 +1,12 @@
 """Canonical forms of values, and their digests."""
 
 import hashlib
-import json
 import re
 import unicodedata
 from collections.abc import Mapping
 from typing import Any
+
+from agentcore._json import json_text, json_value
 
 _NUMBER = re.compile(r"[+-]?\d{1,15}(\.\d{1,15})?")
 _EXACT = 2**53
@@ -16,7 +17,7 @@ _EDGES = frozenset({"Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "Sk", "So"})
 
 def canonical_json(value: Any) -> str:
     """Canonical JSON, the same for equal data: sorted keys, no spaces, no NaN or infinity."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return json_text(value, compact=True)
 
 
 def sha256(value: Any) -> str:
@@ -46,7 +47,7 @@ def fold(value: Any) -> Any:
         return {str(fold(str(key))): fold(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [fold(item) for item in value]
-    return value
+    return value if value is None else fold(json_value(value))
 
 
 def folded_digest(values: Mapping[str, Any]) -> str:

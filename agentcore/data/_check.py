@@ -1,12 +1,12 @@
 """Validation of rows before they become a dataset."""
 
-import json
 import keyword
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from agentcore._json import json_text
 from agentcore.errors import DataError
 
 LABEL_NAMES = frozenset(
@@ -79,27 +79,13 @@ def resolve_input_fields(fields: tuple[str, ...], input_fields: InputFields, nam
 
 _DSPYS_OWN = ("base", "self")
 """Names that `dspy.Example(**fields)` reserves."""
-_ARGUMENTS = frozenset(
-    {
-        *("config", "demos", "interpreter", "interpreter_factory", "lm", "max_iters", "new_signature"),
-        *("prediction", "signature", "_trace"),
-    }
-)
-"""Inputs that DSPy's modules take for their own arguments: `config` could send the calls, and the API key, to
-an address that a row names."""
-
-
 _CONTENT_MARK = "<<CUSTOM-TYPE-START-IDENTIFIER>>"
 """With this, DSPy marks content in a prompt that is no text."""
 
 
-def check_inputs(names: Iterable[Any], name: str) -> None:
-    """Raise `DataError` if an input's name is one of DSPy's own arguments."""
-    if taken := sorted(_ARGUMENTS & set(names)):
-        raise DataError(
-            f"{name}: DSPy takes an input named {', '.join(taken)} for its own argument, so data could "
-            "change how the model is called. Rename the field"
-        )
+def is_missing(value: Any) -> bool:
+    """Whether a cell holds nothing."""
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def _check_name(field: Any, name: str) -> None:
@@ -107,6 +93,7 @@ def _check_name(field: Any, name: str) -> None:
         raise DataError(f"{name}: field name {field!r} is reserved by DSPy. Rename it")
     if not isinstance(field, str) or not field.isidentifier() or keyword.iskeyword(field):
         usable = re.sub(r"\W+", "_", str(field)).strip("_") or "field"
+        usable = usable if usable.isidentifier() and not keyword.iskeyword(usable) else f"field_{usable}"
         raise DataError(
             f"{name}: field name {field!r} is not a valid Python identifier, as DSPy requires. "
             f"Rename it, for example to {usable!r}"
@@ -128,12 +115,10 @@ def _raise_differing(name: str, number: int, expected: list[str], actual: list[s
 
 
 def _check_value(value: Any, where: str) -> None:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise DataError(f"{where}: missing value. Fill it in or drop the row")
     if isinstance(value, float) and not math.isfinite(value):
         raise DataError(f"{where}: {value} is not a finite number. Replace it or drop the row")
     try:
-        text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        text = json_text(value)
         text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(

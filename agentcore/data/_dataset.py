@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+from agentcore._json import json_value, kind_of, restored
+from agentcore._types import type_text
 from agentcore.data._canonical import canonical_json, sha256
-from agentcore.data._check import InputFields, check_inputs, check_rows, resolve_input_fields
+from agentcore.data._check import InputFields, check_rows, resolve_input_fields
 from agentcore.data._example import Example
 from agentcore.data._split import MINIMUM, SPLITS, Fractions, Split, divide, keys_of
 from agentcore.errors import DataError
@@ -59,14 +61,16 @@ class Splits:
         return known
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset(Sequence[Example]):
     """Examples that all have the same fields.
 
-    Build one with `Dataset.from_rows` or `load_dataset`; the constructor checks only the inputs' names.
+    Build one with `Dataset.from_rows` or `load_dataset`; the constructor checks nothing.
 
     Attributes:
         cluster_field: the field that names each example's cluster, such as a conversation or a document.
+        from_file: whether the values are as a file or a table has them, without the types of the program's
+            fields.
     """
 
     name: str
@@ -74,9 +78,7 @@ class Dataset(Sequence[Example]):
     input_fields: tuple[str, ...]
     description: str = field(default="", compare=False)
     cluster_field: str | None = None
-
-    def __post_init__(self) -> None:
-        check_inputs(self.input_fields, self.name)
+    from_file: bool = field(default=False, compare=False)
 
     @classmethod
     def from_rows(
@@ -87,8 +89,10 @@ class Dataset(Sequence[Example]):
         name: str = "data",
         description: str = "",
         cluster: str | None = None,
+        from_file: bool = False,
     ) -> "Dataset":
-        """Check rows and build a dataset from them.
+        """Check rows and build a dataset from them. The program and the metric get the values
+        unchanged: JSON is only used to digest and record them.
 
         Without `input_fields`, the fields named like a label (answer, label, output, target, …) are the
         outputs and all others are inputs.
@@ -98,8 +102,8 @@ class Dataset(Sequence[Example]):
                 says so.
 
         Raises:
-            DataError: no rows, rows whose fields differ, missing values, names that aren't Python
-                identifiers, values that can't be stored as JSON, or no field `cluster`.
+            DataError: no rows, rows whose fields differ, names that aren't Python identifiers, values that
+                Pydantic can't write as JSON, or no field `cluster`.
         """
         check_rows(rows, name)
         if cluster is not None and cluster not in rows[0]:
@@ -108,7 +112,11 @@ class Dataset(Sequence[Example]):
         fields = tuple(item for item in rows[0] if item != cluster or named)
         inputs = resolve_input_fields(fields, input_fields, name)
         examples = tuple(Example(dict(row), inputs, cluster) for row in rows)
-        return cls(name, examples, inputs, description, cluster)
+        return cls(name, examples, inputs, description, cluster, from_file)
+
+    def __repr__(self) -> str:
+        fields = f"inputs {', '.join(self.input_fields)}; labels {', '.join(self.output_fields)}"
+        return f"Dataset({self.name!r}, {len(self)} examples, {fields})"
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -144,6 +152,17 @@ class Dataset(Sequence[Example]):
         """The examples as dicts, one per example, with all fields."""
         return [dict(item.values) for item in self.examples]
 
+    def types(self) -> dict[str, str]:
+        """The types of the fields whose values JSON doesn't have, as text; see `type_text`."""
+        found = {}
+        for name in self.fields:
+            values = [item.values[name] for item in self.examples]
+            if (kind := kind_of(values)) is not None:
+                found[name] = (
+                    type_text(kind) if _come_back(values, kind) else "Any  # more than its JSON says"
+                )
+        return found
+
     def dspy(self) -> list[Any]:
         """The examples as `dspy.Example`s with their inputs marked."""
         return [item.dspy for item in self.examples]
@@ -160,6 +179,7 @@ class Dataset(Sequence[Example]):
             name=self.name,
             description=self.description,
             cluster=self.cluster_field,
+            from_file=self.from_file,
         )
 
     def with_cluster(self, cluster: str) -> "Dataset":
@@ -170,14 +190,31 @@ class Dataset(Sequence[Example]):
         """
         inputs = [name for name in self.input_fields if name != cluster] or list(self.input_fields)
         return Dataset.from_rows(
-            self.rows(), input_fields=inputs, name=self.name, description=self.description, cluster=cluster
+            self.rows(),
+            input_fields=inputs,
+            name=self.name,
+            description=self.description,
+            cluster=cluster,
+            from_file=self.from_file,
+        )
+
+    def with_values(self, rows: Sequence[Mapping[str, Any]]) -> "Dataset":
+        """The same examples with values of other types; their inputs and clusters stay.
+
+        Raises:
+            DataError: see `from_rows`.
+        """
+        return Dataset.from_rows(
+            rows,
+            input_fields=self.input_fields,
+            name=self.name,
+            description=self.description,
+            cluster=self.cluster_field,
         )
 
     def part(self, suffix: str, examples: Sequence[Example]) -> "Dataset":
         """A dataset of some of the examples, named `{name}-{suffix}`."""
-        return Dataset(
-            f"{self.name}-{suffix}", tuple(examples), self.input_fields, self.description, self.cluster_field
-        )
+        return replace(self, name=f"{self.name}-{suffix}", examples=tuple(examples))
 
     def split(
         self,
@@ -257,6 +294,21 @@ def too_few_clusters(splits: Splits) -> list[str]:
     count = len(set(clusters))
     what = "1 cluster" if count == 1 else f"{count} clusters"
     return [f"the test split has {what}: fewer than {MINIMUM['test']} can't prove a gain"]
+
+
+def _come_back(values: Sequence[Any], kind: Any) -> bool:
+    """Whether values of a type are the same after a journey through JSON."""
+    try:
+        return all(_same(restored(json_value(value), kind), value) for value in values)
+    except ValueError:
+        return False
+
+
+def _same(one: Any, other: Any) -> bool:
+    kind: Any = type(other)
+    if kind.__eq__ is object.__eq__:  # only the same object would be equal
+        return canonical_json(one) == canonical_json(other)
+    return bool(one == other)
 
 
 def _short(value: Any, limit: int = 80) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from agentcore._json import json_value
 from agentcore.data._canonical import canonical_json, folded_digest, sha256
 
 
@@ -31,6 +32,11 @@ class Example:
             for name, value in self.values.items()
             if name not in self.input_fields and name != self.cluster_field
         }
+
+    @property
+    def json(self) -> dict[str, Any]:
+        """All fields as JSON has them."""
+        return {name: json_value(value) for name, value in self.values.items()}
 
     @property
     def cluster(self) -> str | None:

@@ -1,8 +1,5 @@
-"""Load datasets from rows, `dspy.Example`s, pandas frames, JSONL, JSON and CSV files, or built-in names."""
+"""Load datasets from rows, `dspy.Example`s, frames and tables, files, or built-in names."""
 
-import csv
-import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +7,7 @@ from typing import Any
 from agentcore.data._builtin import BUILTIN_DATASETS, load_builtin
 from agentcore.data._check import InputFields
 from agentcore.data._dataset import Dataset
+from agentcore.data._files import READERS, read_rows, without_index
 from agentcore.errors import DataError
 
 
@@ -20,8 +18,9 @@ def load_dataset(
     name: str | None = None,
     cluster: str | None = None,
 ) -> Dataset:
-    """Load a `Dataset` from a `Dataset`, a list of dicts or `dspy.Example`s, a pandas frame, a path
-    (.jsonl, .json, .csv) or the name of a built-in data set (iris, wine, breast_cancer).
+    """Load a `Dataset` from a `Dataset`, a list of dicts or `dspy.Example`s, a frame (pandas, Polars), an
+    Arrow table, a split of a Hugging Face data set, a path (.jsonl, .json, .csv, .tsv, .parquet) or the name
+    of a built-in data set (iris, wine, breast_cancer).
 
     Args:
         cluster: the field that names each example's cluster; see `Dataset.from_rows`.
@@ -33,9 +32,21 @@ def load_dataset(
         return _changed(source, input_fields, cluster)
     if isinstance(source, (str, Path)):
         return _from_path(source, input_fields, name, cluster)
-    if _is_frame(source):
-        rows = [_plain(row) for row in source.to_dict(orient="records")]
-        return Dataset.from_rows(rows, input_fields=input_fields, name=name or "dataframe", cluster=cluster)
+    if isinstance(source, Mapping):
+        parts = ", ".join(map(str, source))
+        raise DataError(
+            f"a {type(source).__name__} is not a list of examples: pass one of its parts ({parts}), or rows "
+            "such as [{'question': …, 'answer': …}]"
+        )
+    kind = type(source).__module__.split(".")[0]
+    if kind == "pandas" and hasattr(source, "columns"):
+        return _from_frame(source, input_fields, name or "dataframe", cluster)
+    for method in ("to_dicts", "to_pylist"):  # Polars, Arrow
+        if callable(getattr(source, method, None)):
+            rows = [_plain(row) for row in getattr(source, method)()]
+            return Dataset.from_rows(
+                rows, input_fields=input_fields, name=name or kind, cluster=cluster, from_file=True
+            )
     if isinstance(source, Iterable):
         return _from_items(list(source), input_fields, name or "data", cluster)
     raise DataError(
@@ -51,13 +62,22 @@ def _changed(data: Dataset, input_fields: InputFields, cluster: str | None) -> D
     return data if input_fields is None or callable(input_fields) else data.with_inputs(input_fields)
 
 
+def _from_frame(frame: Any, input_fields: InputFields, name: str, cluster: str | None) -> Dataset:
+    twice = sorted({str(column) for column in frame.columns[frame.columns.duplicated()]})
+    if twice:
+        raise DataError(f"{name}: column {', '.join(twice)} appears twice. Rename one of them")
+    frame = frame.astype(object).where(frame.notna(), None)
+    rows = without_index([_plain(row) for row in frame.to_dict(orient="records")], name)
+    return Dataset.from_rows(rows, input_fields=input_fields, name=name, cluster=cluster, from_file=True)
+
+
 def _from_items(items: list[Any], input_fields: InputFields, name: str, cluster: str | None) -> Dataset:
     rows = []
     for number, item in enumerate(items, 1):
         if isinstance(item, Mapping):
             rows.append(_plain(item))
         elif callable(getattr(item, "toDict", None)) and callable(getattr(item, "inputs", None)):
-            rows.append(_plain(item.toDict()))
+            rows.append(_plain(dict(item.items())))
             if (input_fields is None or callable(input_fields)) and getattr(item, "_input_keys", None):
                 input_fields = sorted(item._input_keys)
         else:
@@ -73,85 +93,31 @@ def _from_path(
     path = Path(source)
     if str(source) in BUILTIN_DATASETS and not path.exists():
         return _changed(load_builtin(str(source)), input_fields, cluster)
-    readers = {".jsonl": _read_jsonl, ".ndjson": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
+    if path.suffix.lower() not in READERS:
         raise DataError(
-            f"{path}: unknown data format. Use a .jsonl, .json or .csv file, "
+            f"{path}: unknown data format. Use a {', '.join(READERS)} file, "
             f"or a built-in data set: {', '.join(BUILTIN_DATASETS)}"
         )
-    try:
-        rows = reader(path)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} can't be read as UTF-8 text: {error}") from None
-    except csv.Error as error:
-        raise DataError(f"{path} can't be read as CSV: {error}") from None
-    return Dataset.from_rows(rows, input_fields=input_fields, name=name or path.stem, cluster=cluster)
-
-
-def _read_jsonl(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-            rows.append(row)
-    return rows
-
-
-def _read_json(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not valid JSON ({error})") from None
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: expected a list of objects, got {type(rows).__name__}")
-    return rows
-
-
-def _read_csv(path: Path) -> list[dict[str, Any]]:
-    """Read a CSV file. Columns in which every cell is a number become numbers; all others stay text."""
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, restkey="", restval=None)
-        rows: list[dict[str, Any]] = list(reader)
-    for number, row in enumerate(rows, 2):
-        if "" in row or None in row.values():
-            raise DataError(f"{path}, line {number}: number of columns differs from the header's")
-    for column in rows[0] if rows else ():
-        kind = _number_type([row[column] for row in rows])
-        if kind is not None:
-            for row in rows:
-                row[column] = kind(row[column])
-    return rows
-
-
-_INTEGER = re.compile(r"-?(0|[1-9]\d{0,17})")
-_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.\d{1,15})?([eE][+-]?\d{1,3})?")
-
-
-def _number_type(cells: list[str]) -> type[int] | type[float] | None:
-    """int or float if every cell is written as one. 01234 (a code), 1_000 (a name) and twenty digits (an id)
-    are text."""
-    if all(_INTEGER.fullmatch(cell) for cell in cells):
-        return int
-    return float if all(_NUMBER.fullmatch(cell) for cell in cells) else None
-
-
-def _is_frame(source: Any) -> bool:
-    return type(source).__module__.split(".")[0] == "pandas" and hasattr(source, "to_dict")
+    return Dataset.from_rows(
+        [_plain(row) for row in read_rows(path)],
+        input_fields=input_fields,
+        name=name or path.stem,
+        cluster=cluster,
+        from_file=True,
+    )
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert NumPy scalars and arrays to plain Python values, which JSON can represent."""
-    return {
-        key: value.tolist() if type(value).__module__ == "numpy" and hasattr(value, "tolist") else value
-        for key, value in row.items()
-    }
+    """Convert the scalars and arrays of NumPy and pandas to Python's own values."""
+    return {key: _plain_value(value) for key, value in row.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    kind = type(value).__module__.split(".")[0]
+    if kind == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    if kind == "pandas":
+        for method in ("to_pydatetime", "to_pytimedelta"):
+            if callable(getattr(value, method, None)):
+                return getattr(value, method)()
+    return value

@@ -4,10 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from agentcore.dspy_optimization import _summary as summary
     from agentcore.dspy_optimization._interrupted import interrupted_runs, mark_interrupted, resumable_runs
     from agentcore.dspy_optimization._log import Progress
-    from agentcore.dspy_optimization._plan import Estimate
+    from agentcore.dspy_optimization._plan import ASSUMPTION, Estimate
+    from agentcore.dspy_optimization._printer import STAGES, Printer, figures, line_of
     from agentcore.dspy_optimization._program import resolve_program
+    from agentcore.dspy_optimization._resume import recorded_lm
     from agentcore.dspy_optimization.models import (
         OptimizationConstraints,
         OptimizationObjective,
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
     from agentcore.dspy_optimization.tracking import MLflowTracker, SyncMLflowTracker
 
 _MODULES = {
+    "ASSUMPTION": "_plan",
+    "STAGES": "_printer",
     "Estimate": "_plan",
     "MLflowTracker": "tracking",
     "OptimizationConstraints": "models",
@@ -29,16 +34,22 @@ _MODULES = {
     "OptimizationResult": "models",
     "OptimizationTarget": "models",
     "PerformanceMetrics": "models",
+    "Printer": "_printer",
     "Progress": "_log",
     "SyncMLflowTracker": "tracking",
     "SyncPipeline": "pipeline",
+    "figures": "_printer",
     "interrupted_runs": "_interrupted",
+    "line_of": "_printer",
     "mark_interrupted": "_interrupted",
+    "recorded_lm": "_resume",
     "resolve_program": "_program",
     "resumable_runs": "_interrupted",
 }
 
 __all__ = [
+    "ASSUMPTION",
+    "STAGES",
     "Estimate",
     "MLflowTracker",
     "OptimizationConstraints",
@@ -48,17 +59,24 @@ __all__ = [
     "OptimizationResult",
     "OptimizationTarget",
     "PerformanceMetrics",
+    "Printer",
     "Progress",
     "SyncMLflowTracker",
     "SyncPipeline",
+    "figures",
     "interrupted_runs",
+    "line_of",
     "mark_interrupted",
+    "recorded_lm",
     "resolve_program",
     "resumable_runs",
+    "summary",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "summary":
+        return import_module(f"{__name__}._summary")
     if name in _MODULES:
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

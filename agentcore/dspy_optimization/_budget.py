@@ -51,7 +51,11 @@ class Budget:
         calls = self.caps.calls
         runs = self._tests * self._repeats
         if calls is not None and calls <= (1 + self._sides) * runs:
-            raise self.too_little(f"the baseline and the winner need at least {runs} calls each")
+            least = (1 + self._sides) * runs
+            raise self.too_little(
+                f"the baseline and the winner need at least {runs} calls each, so set more than {least}, and "
+                "more for the search"
+            )
 
     def begin_search(self, baseline: Sequence[ExampleRecord], judged: Spend, *, begun: bool) -> None:
         """Reserve the cost of the baseline for each program measured after the search.
@@ -96,15 +100,19 @@ class Budget:
     def begin_winner(self) -> None:
         self.ledger.set_aside = Amount()
 
-    def limit(self, reason: StopReason) -> str:
-        """The setting behind a limit that was reached, with its value."""
-        constraints = self.constraints
-        return {
-            "time_limit": f"max_optimization_time ({constraints.max_optimization_time:g} s)",
-            "call_limit": f"max_lm_calls ({constraints.max_lm_calls})",
-            "token_limit": f"max_tokens ({constraints.max_tokens})",
-            "cost_limit": f"max_cost_usd ({constraints.max_cost_usd})",
+    def limit(self, reason: StopReason, *, searching: bool = False) -> str:
+        """The setting behind a limit that was reached, with its value, and what a search left of it for the
+        winner."""
+        constraints, kept = self.constraints, self.ledger.set_aside
+        calls, tokens, usd = constraints.max_lm_calls, constraints.max_tokens, constraints.max_cost_usd
+        name, value, rest = {
+            "time_limit": ("max_optimization_time", f"{constraints.max_optimization_time:g} s", None),
+            "call_limit": ("max_lm_calls", f"{calls}", kept.calls and f"{math.ceil(kept.calls)}"),
+            "token_limit": ("max_tokens", f"{tokens}", kept.tokens and f"{kept.tokens:.0f}"),
+            "cost_limit": ("max_cost_usd", f"{usd}", kept.usd and f"{kept.usd:.4g}"),
         }[reason]
+        left = f", of which {rest} were kept to measure the winner" if searching and rest else ""
+        return f"{name} ({value}{left})"
 
     def too_little(self, why: str) -> ConfigurationError:
         named = {

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from agentcore._json import jsonable
 from agentcore.data import Dataset, Splits
 from agentcore.dspy_optimization._plots import PlotsLogged, TrialPoint
 from agentcore.tracking import Draft, Entries, MetricsLogged
@@ -21,7 +22,7 @@ RESULT = "result.json"
 
 @dataclass
 class OptimizationEntries(Entries):
-    """Builds the journal entries; docs/architecture.md lists the metric and artifact names."""
+    """Builds the journal entries; docs/reference.md lists the metric and artifact names."""
 
     def performance(self, prefix: str, metrics: "PerformanceMetrics") -> list[Draft]:
         return self.metrics({prefix + name: value for name, value in metrics.model_dump().items()})
@@ -51,7 +52,8 @@ class OptimizationEntries(Entries):
             "input_fields": list(data.input_fields),
             "description": data.description,
             "cluster": data.cluster_field,
-            "examples": data.rows(),
+            "examples": [item.json for item in data],
+            "types": data.types(),
         }
         parts: dict[str, Dataset] = {"training": data}
         if splits is not None:
@@ -73,12 +75,7 @@ class OptimizationEntries(Entries):
             *self.json("algorithm_parameters.json", {"algorithm": details.get("algorithm"), **parameters}),
             *self.text("key_improvements.txt", "\n".join(improvements) + "\n"),
             *self.metrics({name: details.get(name) for name in ("iterations", "duration_seconds")}),
-            *self.params(
-                {
-                    "algorithm": details.get("algorithm"),
-                    "optimization_time": details.get("duration_seconds"),
-                }
-            ),
+            *self.params({"algorithm": details.get("algorithm")}),
         ]
 
     def evaluation(
@@ -125,8 +122,8 @@ class OptimizationEntries(Entries):
                 broken.append(position)
         rows = [
             {
-                "inputs": item.inputs,
-                "labels": item.labels,
+                "inputs": jsonable(item.inputs),
+                "labels": jsonable(item.labels),
                 "baseline": before.as_dict(),
                 "optimized": after.as_dict(),
             }
@@ -182,7 +179,7 @@ class OptimizationEntries(Entries):
 
 
 def trial_metrics(trial: int, score: float, best: float) -> MetricsLogged:
-    return MetricsLogged(metrics={"trial_score": score, "best_score": best}, step=trial)
+    return MetricsLogged(metrics={"validation_score": score, "best_validation_score": best}, step=trial)
 
 
 def _quality(result: "OptimizationResult") -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Evaluates programs for one run: reuses known results and logs each new one immediately."""
 
 import asyncio
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from agentcore.dspy_optimization._events import ExampleMeasured
 from agentcore.dspy_optimization._history import TESTED, state_digest
 from agentcore.dspy_optimization._log import RunLog
 from agentcore.evaluation import (
+    MAX_LM_FAILURES,
     EvaluationLimits,
     EvaluationReport,
     ExampleRecord,
@@ -21,6 +21,7 @@ from agentcore.evaluation import (
     Place,
     ScoredMetric,
     evaluate,
+    tolerable,
 )
 from agentcore.lm import Guard
 
@@ -133,7 +134,8 @@ class CandidateEvaluator:
     def __init__(self, evaluator: Evaluator, deadline: Deadline, validation_size: int) -> None:
         self._evaluator = evaluator
         self._deadline = deadline
-        self._allowed = math.floor(evaluator.limits.max_error_rate * validation_size + 1e-9)
+        share = min(evaluator.limits.max_error_rate, MAX_LM_FAILURES)
+        self._allowed = tolerable(share, validation_size)
         self._results: defaultdict[tuple[str, str], dict[str, ExampleRecord]] = defaultdict(dict)
         """By evaluation and candidate, then by example."""
 

@@ -161,6 +161,8 @@ class RunFinished(OptimizationEvent):
     kind: Literal["run_finished"] = "run_finished"
     status: Literal["completed", "failed", "cancelled", "budget_exhausted"]
     error: str | None = None
+    resumable: bool = True
+    """Whether resuming it could end otherwise."""
     summary: dict[str, Any] = Field(default_factory=dict)
 
     def finishes(self) -> bool:

@@ -32,6 +32,7 @@ class RunOptions:
     executor: Executor = field(default_factory=Local)
     on_event: EventSink | None = None
     on_progress: ProgressSink | None = None
+    progress: bool = False
     prices: Prices = field(default_factory=dict)
 
 

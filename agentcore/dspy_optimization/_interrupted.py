@@ -24,7 +24,7 @@ def _is_resumable(journal: Journal, item: Stream) -> bool:
     if not item.finished:
         return item.interrupted
     end = journal.last(item.id, RunFinished)
-    return isinstance(end, RunFinished) and end.status in ("failed", "cancelled")
+    return isinstance(end, RunFinished) and end.status in ("failed", "cancelled") and end.resumable
 
 
 def mark_interrupted(journal: Journal, destination: str) -> list[Stream]:

@@ -1,8 +1,8 @@
 """`Job`: one optimization with all its inputs resolved and validated."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import dspy
@@ -13,7 +13,7 @@ from agentcore.dspy_optimization._history import state_digest
 from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceMetrics
 from agentcore.dspy_optimization.optimizers import Optimizer
 from agentcore.evaluation import ScoredMetric
-from agentcore.lm import GENERATION_SETTINGS, lm_secrets, program_secrets, remembering
+from agentcore.lm import GENERATION_SETTINGS, endpoint_of, lm_secrets, program_secrets, remembering
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,17 @@ class Job:
     repeats: int
     warnings: tuple[str, ...]
     source: Source
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    """`program_attributes` of the program before it ran."""
+    commit: str | None = None
+    command: str | None = None
+
+    @property
+    def importable(self) -> bool:
+        """Whether the command line can rebuild the job."""
+        source = self.source
+        program = source.program is not None or source.from_data or source.start_from is not None
+        return program and (source.metric is not None or self.metric.name == "exact_match")
 
     @property
     def interleaved(self) -> bool:
@@ -76,11 +87,12 @@ class Job:
             "repeats": self.repeats,
             "cluster": self.data.cluster_field,
             "start_from": self.source.start_from,
-            "lm": self.lm.model,
-            "prompt_lm": self.prompt_lm.model,
-            "metric": self.metric.name,
-            "program": self.program_path
-            or f"{type(self.program).__module__}:{type(self.program).__qualname__}",
+            **_lm_params("lm", self.lm),
+            **_lm_params("prompt_lm", self.prompt_lm),
+            "metric": self.source.metric or self.metric.name,
+            "program": self.program_path or self.source.program or program_text(self.program),
+            "git_commit": self.commit,
+            "command": self.command,
             **{
                 key if "." in key else f"{optimizer.name}.{key}": value
                 for key, value in optimizer.settings().items()
@@ -115,11 +127,30 @@ class Job:
         }
 
 
+def program_text(program: dspy.Module) -> str:
+    """A program that has no import path: its class, and its fields if that is one of DSPy's."""
+    kind = type(program)
+    if not kind.__module__.startswith("dspy."):
+        return f"{kind.__module__}:{kind.__qualname__}"
+    fields = program.predictors()[-1].signature
+    return f"{kind.__name__}({', '.join(fields.input_fields)} -> {', '.join(fields.output_fields)})"
+
+
+def _lm_params(name: str, lm: dspy.BaseLM) -> dict[str, Any]:
+    spec = _lm_spec(lm)
+    return {
+        name: spec["model"],
+        f"{name}.endpoint": spec["endpoint"] or "the provider's",
+        **{f"{name}.{key}": value for key, value in spec["settings"].items()},
+    }
+
+
 def _lm_spec(lm: dspy.BaseLM) -> dict[str, Any]:
-    """A model and its generation settings: neither keys nor addresses."""
+    """A model, its generation settings, and where its calls go unless that is the provider's own address;
+    no keys."""
     plain = {
         key: value
         for key, value in (getattr(lm, "kwargs", None) or {}).items()
         if isinstance(value, (int, float, str, bool)) and key in GENERATION_SETTINGS
     }
-    return {"model": lm.model, "settings": plain}
+    return {"model": lm.model, "settings": plain, "endpoint": endpoint_of(lm)}

@@ -17,7 +17,7 @@ from agentcore.dspy_optimization._events import (
 )
 from agentcore.dspy_optimization._history import History
 from agentcore.journal import Event, EventSink
-from agentcore.lm import Meter
+from agentcore.lm import Control, Meter
 from agentcore.tracking import RunWriter
 
 E = TypeVar("E", bound=OptimizationEvent)
@@ -38,10 +38,26 @@ class Progress:
     best_score: float | None = None
     meter: Meter = field(default_factory=Meter)
     started: float = field(default_factory=time.monotonic)
+    control: Control | None = field(default=None, repr=False)
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self.started
+
+    @property
+    def in_flight(self) -> int:
+        """Number of LM calls being made."""
+        return self.control.in_flight if self.control else 0
+
+    @property
+    def failed(self) -> int:
+        """Number of failed attempts to call a model in this process, most of which were retried."""
+        return self.control.failures if self.control else 0
+
+    @property
+    def last_error(self) -> str | None:
+        """The last of these failures."""
+        return self.control.last_failure if self.control else None
 
     def begin(self, stage: str, total: int = 0) -> None:
         """Start a stage of `total` examples; 0 if their number is unknown."""

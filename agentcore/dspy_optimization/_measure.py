@@ -2,19 +2,21 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
+import dspy
+
+from agentcore._redaction import first_line
 from agentcore.dspy_optimization._budget import Budget
 from agentcore.dspy_optimization._evaluator import Evaluator
 from agentcore.dspy_optimization._history import BASELINE, BASELINE_AGAIN, WINNER, state_digest
 from agentcore.dspy_optimization._job import Job
 from agentcore.dspy_optimization._log import RunLog
-from agentcore.errors import AgentCoreError
+from agentcore.errors import AgentCoreError, LMUnavailableError
 from agentcore.evaluation import EvaluationReport, ExampleRecord, first_error
-from agentcore.lm import Guard, SearchStopped, uncached
+from agentcore.lm import Guard, SearchStopped, described, uncached
 
-if TYPE_CHECKING:
-    import dspy
+_NOBODY_THERE = (dspy.LMTransportError, dspy.LMAuthError, dspy.LMBillingError, dspy.LMUnsupportedModelError)
+"""Failures, after all retries, that every other call would share."""
 
 
 class TestMeasurement:
@@ -79,6 +81,7 @@ class TestMeasurement:
 
     async def _both(self, program: "dspy.Module") -> list[tuple[EvaluationReport, SearchStopped | None]]:
         """Both programs at once, sharing the concurrency limit, which admits them in turn."""
+        failed: BaseException | None = None
         with uncached():
             try:
                 async with asyncio.TaskGroup() as group:
@@ -87,7 +90,9 @@ class TestMeasurement:
                         group.create_task(self._measure(WINNER, program)),
                     ]
             except BaseExceptionGroup as errors:
-                raise first_error(errors) from None
+                failed = first_error(errors)
+        if failed is not None:
+            raise failed
         return [side.result() for side in sides]
 
     async def _measure(
@@ -146,6 +151,11 @@ class TestMeasurement:
         except SearchStopped as stopped:
             if isinstance(stopped.error, AgentCoreError):
                 raise stopped.error from None
+        except _NOBODY_THERE as error:
+            raise LMUnavailableError(
+                f"the language model failed ({described(self.job.lm)}): "
+                f"{first_line(error, secrets=self.job.secrets)}. Check its address, key and name"
+            ) from None
         except Exception:  # noqa: BLE001, S110 - the measurement reports what fails
             pass
         finally:

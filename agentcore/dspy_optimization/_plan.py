@@ -2,10 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
+from html import escape
 
 import dspy
 
 from agentcore.data import Example
+from agentcore.dspy_optimization import _summary
 from agentcore.dspy_optimization._job import Job
 from agentcore.evaluation import gain_that_can_show
 from agentcore.lm import Prices, price_of
@@ -16,6 +18,7 @@ _REASONING = 240
 _SAMPLE = 20
 _PROMPT = 3000
 """Assumed length in characters of a proposer's prompt; its answer has a sixth of that."""
+ASSUMPTION = "estimate, assuming that every answer parses and each predictor is called once per example"
 ASSUMED_LATENCY = 1.5
 """Seconds per LM call, if the caller passes no latency."""
 
@@ -49,6 +52,44 @@ class Estimate:
     @property
     def total_calls(self) -> int:
         return sum(self.calls.values())
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Stages and their LM calls, with their sum."""
+        found = [(stage, f"{calls:,}") for stage, calls in self.calls.items()]
+        found.append(("total, about", f"{self.total_calls:,}"))
+        return found if self.max_calls is None else [*found, ("total, at most", f"{self.max_calls:,}")]
+
+    def lines(self) -> list[str]:
+        """Tokens, cost, time and what the test split can show, a line each."""
+        known = self.cost_usd is not None
+        price = f"cost {_summary.cost(self.cost_usd)}" if known else _summary.cost(None)
+        if self.unpriced:
+            price += f" (no price known for {', '.join(self.unpriced)}: pass prices= or --price)"
+        of_clusters = "" if self.clusters is None else f" in {self.clusters} clusters"
+        tested = f"{self.test_examples} test examples{of_clusters}"
+        if self.smallest_gain is None:
+            shown = (
+                f"{tested} can't show any gain reliably, even if a quarter of them improved and none "
+                "got worse: add examples"
+            )
+        else:
+            gain = f"a gain of {self.smallest_gain:.3f} in 4 of 5 runs"
+            shown = f"{tested} would show {gain} (if a quarter of them change)"
+        time = f"time {_summary.duration(self.seconds)} at {self.latency:g} s per call"
+        return [f"{self.tokens:,} tokens, {price}", time, shown, *(f"note: {note}" for note in self.notes)]
+
+    def __str__(self) -> str:
+        width = max(len(stage) for stage, _ in self.rows())
+        table = [f"{stage.ljust(width)}  {calls.rjust(8)} LM calls" for stage, calls in self.rows()]
+        return "\n".join([ASSUMPTION, *table, *self.lines(), "no LM call was made"])
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(stage)}</td><td>{escape(calls)}</td></tr>" for stage, calls in self.rows()
+        )
+        lines = "".join(f"<li>{escape(line)}</li>" for line in self.lines())
+        table = f"<table><tr><th>stage</th><th>LM calls</th></tr>{rows}</table>"
+        return f"<p>{ASSUMPTION}</p>{table}<ul>{lines}</ul>"
 
 
 def estimate(job: Job, prices: Prices, max_concurrency: int, latency: float | None) -> Estimate:
@@ -96,7 +137,7 @@ def estimate(job: Job, prices: Prices, max_concurrency: int, latency: float | No
         max_calls=job.request.constraints.max_lm_calls,
         test_examples=len(splits.test),
         unpriced=unpriced,
-        notes=tuple(notes),
+        notes=(*job.warnings, *notes),
     )
 
 

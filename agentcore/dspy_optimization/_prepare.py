@@ -1,9 +1,13 @@
 """Resolves and validates a request before the first LM call."""
 
+import json
+import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import dspy
 from pydantic import ValidationError
 
 from agentcore._imports import importable
@@ -16,29 +20,29 @@ from agentcore.data import (
     shared_questions,
     too_few_clusters,
 )
+from agentcore.dspy_optimization._fit import fitted, input_fields_for, unseen_labels, unusual_labels
 from agentcore.dspy_optimization._frozen import Frozen
 from agentcore.dspy_optimization._inputs import RunInputs, RunOptions
-from agentcore.dspy_optimization._job import Job, Source
+from agentcore.dspy_optimization._job import Job, Source, program_text
 from agentcore.dspy_optimization._program import (
-    check_fit,
     checked_program,
-    input_fields_for,
-    input_names,
+    instance_of,
     program_from_data,
     resolve_program,
-    unseen_labels,
 )
+from agentcore.dspy_optimization._provenance import command_line, git_commit
 from agentcore.dspy_optimization._start import Start, check_test, with_own_demos
-from agentcore.dspy_optimization.models import OptimizationRequest, PerformanceMetrics
+from agentcore.dspy_optimization.models import (
+    OptimizationConstraints,
+    OptimizationRequest,
+    PerformanceMetrics,
+)
 from agentcore.dspy_optimization.optimizers import Optimizer, Several, make_optimizer
 from agentcore.errors import ConfigurationError, DataError
-from agentcore.evaluation import ExactMatch, ScoredMetric, resolve_metric
+from agentcore.evaluation import ExactMatch, ScoredMetric, interface_of, resolve_metric
 from agentcore.lm import OFFLINE_NOTE, is_offline, resolve_lm
 from agentcore.settings import Settings, explain
-from agentcore.tracking import program_state
-
-if TYPE_CHECKING:
-    import dspy
+from agentcore.tracking import program_attributes, program_state
 
 
 def prepare(
@@ -73,6 +77,9 @@ def prepare(
         program, program_path = start.program, start.program_path or program_path
     elif isinstance(program, str):
         program, program_path = resolve_program(program)
+    elif isinstance(program, type) and issubclass(program, dspy.Module):
+        program_path = program_path or importable(program)
+        program = instance_of(program, program.__qualname__)
     if program is not None:
         checked_program(program)
     optimizer = _optimizer(request)
@@ -81,15 +88,23 @@ def prepare(
         data, splits = _splits(program, inputs, options, start)
     else:
         data = inputs.training_data
+        if program is not None:
+            fitted(program, data)
+    built = program is None
     if program is None:
         program = program_from_data(data)
-    check_fit(program, data)
+        fitted(program, data)
     frozen = Frozen.of(request.freeze, program)
     task_lm, prompt_lm = _models(options)
-    warnings = [*unseen_labels(program, splits), *shared_questions(splits), *too_few_clusters(splits)]
-    metric, ignored = _only_outputs(metric, program, data)
-    if ignored:
-        warnings.append(f"exact_match does not compare {', '.join(ignored)}: not an output of the program")
+    warnings = [f"built the program {program_text(program)} from the data's fields"] if built else []
+    warnings += [
+        *unusual_labels(program, data),
+        *unseen_labels(program, splits),
+        *shared_questions(splits),
+        *too_few_clusters(splits),
+    ]
+    metric, told = _only_outputs(metric, program, data)
+    warnings += told
     if is_offline(task_lm) or is_offline(prompt_lm):
         warnings.append(OFFLINE_NOTE)
     job = Job(
@@ -109,6 +124,9 @@ def prepare(
         repeats=options.repeats,
         warnings=(),
         source=replace(source, program=source.program or program_path),
+        attributes=program_attributes(program),
+        commit=git_commit(),
+        command=command_line(),
     )
     return replace(job, warnings=(*warnings, *_secrets_in(job)))
 
@@ -119,7 +137,8 @@ def _validated(inputs: RunInputs) -> tuple[OptimizationRequest, PerformanceMetri
         request = OptimizationRequest.model_validate(inputs.request)
         return request, None if baseline is None else PerformanceMetrics.model_validate(baseline)
     except ValidationError as error:
-        raise ConfigurationError(f"request or baseline_metrics: {explain(error)}") from None
+        known = [*OptimizationRequest.model_fields, *OptimizationConstraints.model_fields]
+        raise ConfigurationError(f"request or baseline_metrics: {explain(error, known)}") from None
 
 
 def _metric_source(metric: Any) -> str | None:
@@ -143,7 +162,7 @@ def _secrets_in(job: Job) -> list[str]:
     redactor = Redactor(job.secrets).snapshot()
     unmistakable, warnings = redactor.for_content(), dict[str, str]()
     places = [
-        *((f"{job.data.name}, row {number}", dict(item.values)) for number, item in enumerate(job.data, 1)),
+        *((f"{job.data.name}, row {number}", item.json) for number, item in enumerate(job.data, 1)),
         ("the program's prompt", program_state(job.program)),
     ]
     for where, content in places:
@@ -158,19 +177,43 @@ def _secrets_in(job: Job) -> list[str]:
                 f"{where} contains the value of {name}. It looks like an ordinary word, so it is not "
                 "redacted from the data, the prompt or what is logged of them",
             )
-    return list(warnings.values())
+    return [*warnings.values(), *_looks_like_keys(places)]
+
+
+_KEY = re.compile(
+    r"\b(sk-(proj-|ant-)?[\w-]{20,}|AKIA[A-Z0-9]{16}|gh[pousr]_\w{30,}|hf_\w{30,}"
+    r"|AIza[\w-]{30,}|xox[abprs]-[\w-]{20,})"
+)
+"""Keys as well-known services write them."""
+
+
+def _looks_like_keys(places: Sequence[tuple[str, Any]]) -> list[str]:
+    """A warning about the first place that holds what looks like a key, though no variable has it."""
+    for where, content in places:
+        if found := _KEY.search(json.dumps(content, ensure_ascii=False)):
+            return [
+                f"{where} contains what looks like a key ({found[0][:6]}…). It is logged with the data: "
+                "remove it if it is one"
+            ]
+    return []
 
 
 def _only_outputs(
     metric: ScoredMetric, program: "dspy.Module", data: Dataset
 ) -> tuple[ScoredMetric, list[str]]:
-    """Exact match over the labels that the program predicts, and the labels that it ignores."""
+    """Exact match over the labels that the program predicts, and warnings about the others."""
     produced = {name for item in program.predictors() for name in item.signature.output_fields}
     compared = tuple(name for name in data.output_fields if name in produced)
     ignored = [name for name in data.output_fields if name not in produced]
-    if not isinstance(metric.metric, ExactMatch) or not compared or not ignored:
+    if not isinstance(metric.metric, ExactMatch) or not ignored:
         return metric, []
-    return ScoredMetric(ExactMatch(compared), metric.success_threshold), ignored
+    if not compared:
+        return metric, [
+            f"exact_match compares {', '.join(ignored)}, but the program's predictors give "
+            f"{', '.join(sorted(produced))}: unless forward returns {', '.join(ignored)}, the run will fail"
+        ]
+    told = f"exact_match does not compare {', '.join(ignored)}: not an output of the program"
+    return ScoredMetric(ExactMatch(compared), metric.success_threshold), [told]
 
 
 def _optimizer(request: OptimizationRequest) -> Optimizer:
@@ -193,7 +236,7 @@ def _splits(
     training, validation, test = inputs.training_data, inputs.validation_data, inputs.test_data
     if training is None:
         raise DataError("no training_data: pass labelled examples (a list of dicts, a file or a DataFrame)")
-    data = _load(program, training, options.cluster)
+    data = _fitted(program, _load(program, training, options.cluster))
     members = start.members if start else {}
     if validation is None and test is None:
         keep = with_own_demos(members, program, data) if program is not None else members
@@ -202,8 +245,11 @@ def _splits(
     if validation is None or test is None:
         raise DataError("pass both validation_data and test_data, or neither (training_data is then split)")
     others = [
-        load_dataset(
-            source, input_fields=data.input_fields, name=f"{data.name}-{suffix}", cluster=options.cluster
+        _fitted(
+            program,
+            load_dataset(
+                source, input_fields=data.input_fields, name=f"{data.name}-{suffix}", cluster=options.cluster
+            ),
         )
         for source, suffix in ((validation, "validation"), (test, "test"))
     ]
@@ -219,11 +265,15 @@ def _splits(
     return everything, replace(splits, inherited=members)
 
 
+def _fitted(program: "dspy.Module", data: Dataset) -> Dataset:
+    return data if program is None else fitted(program, data)
+
+
 def _load(program: "dspy.Module", source: Any, cluster: str | None) -> Dataset:
     """Load data; if neither it nor the caller names the input fields, use the program's inputs."""
     if program is None:
         return load_dataset(source, cluster=cluster)
-    if cluster is not None and cluster in (input_names(program) or ()):
+    if cluster is not None and cluster in (interface_of(program).inputs or ()):
         loaded = load_dataset(source, input_fields=lambda fields: input_fields_for(program, fields))
         return Dataset.from_rows(
             loaded.rows(),

@@ -14,6 +14,7 @@ from agentcore.dspy_optimization._history import state_digest
 from agentcore.dspy_optimization._job import Job
 from agentcore.dspy_optimization._log import RunLog
 from agentcore.dspy_optimization._search import Search
+from agentcore.dspy_optimization._summary import markdown
 from agentcore.dspy_optimization.models import OptimizationResult
 from agentcore.dspy_optimization.optimizers import Trial
 from agentcore.dspy_optimization.tracking import MLflowTracker
@@ -58,6 +59,12 @@ class RunRecord:
     @property
     def local_id(self) -> str | None:
         return local_id(self.job.optimization_id) if self.tracker is not None else None
+
+    @property
+    def patience(self) -> float:
+        """Seconds after its start that a run waits for its MLflow id: a local database may still be made."""
+        local = self.tracker is not None and self.tracker.config.tracking_uri.startswith("sqlite:")
+        return 30.0 if local else 2.0
 
     async def run_id(self, seconds: float) -> str | None:
         """MLflow's run id if it is known within `seconds`, else the local one."""
@@ -147,7 +154,13 @@ class RunRecord:
             "optimization_status": result.status,
             "verdict": result.verdict,
             "meets_min_improvement": result.meets_threshold,
+            "winning_optimizer": result.winning_optimizer or "none: the original program was kept",
+            "examples_fixed": len(result.comparison.fixed),
+            "examples_broken": len(result.comparison.broken),
+            "mlflow.note.content": markdown(result),
         }
+        if result.spend.cost_usd is None:
+            tags["cost_usd"] = "unknown: a model has no price"
         if result.warnings:
             tags["warnings"] = "; ".join(result.warnings)
         recorded = self.log.event(ResultRecorded, result=result.model_dump(mode="json"))
@@ -225,7 +238,9 @@ class RunRecord:
         return [] if self.tracker is None else list(self.tracker.entries.tags(tags))
 
     def _first_tags(self) -> dict[str, str]:
-        tags = {"agentcore.optimization_id": self.job.optimization_id}
+        tags = {}
+        if self.job.commit is not None:
+            tags["mlflow.source.git.commit"] = self.job.commit.removesuffix("-dirty")
         if is_offline(self.job.lm) or is_offline(self.job.prompt_lm):
             tags["agentcore.offline_lm"] = "not a large language model: shows the mechanics"
         return tags
@@ -239,6 +254,13 @@ class RunRecord:
         *,
         as_logged_model: bool = True,
     ) -> list[Draft]:
+        kind = type(program)
+        if kind.__module__ == "__main__" and as_logged_model:
+            self.log.warn(
+                f"{kind.__qualname__} is defined in a script or notebook: its model loads only with "
+                f"program={kind.__qualname__}(), and MLflow can't serve it unless you move the class to a "
+                "module"
+            )
         try:
             return await model_drafts(
                 tracker.entries,
@@ -248,6 +270,8 @@ class RunRecord:
                 program_path=self.job.program_path,
                 default_lm=self.job.lm.model,
                 as_logged_model=as_logged_model,
+                attributes=self.job.attributes,
+                example=self.job.splits.train.examples[0].inputs,
             )
         except Exception as error:  # noqa: BLE001 - logging must not lose a result that was paid for
             self._not_logged(error)

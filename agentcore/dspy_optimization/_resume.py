@@ -8,17 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from agentcore._json import restored
 from agentcore._naming import local_id, short_id
+from agentcore._redaction import first_line
+from agentcore._types import parse_type
 from agentcore.data import SPLITS, Dataset, Example, Splits
 from agentcore.dspy_optimization._events import STREAM_KIND, JobRecorded, RunFinished
 from agentcore.dspy_optimization._history import History
 from agentcore.dspy_optimization._job import Job
 from agentcore.dspy_optimization.tracking import MLflowTracker
-from agentcore.errors import ConfigurationError, DataError, RunFinishedError, TrackingError
+from agentcore.errors import ArtifactError, ConfigurationError, DataError, RunFinishedError, TrackingError
 from agentcore.evaluation import BUILTIN_METRICS
 from agentcore.journal import Journal, Lease, Stream, open_journal
+from agentcore.lm import check_stored_name
 from agentcore.settings import is_trusted
-from agentcore.tracking import ANOTHER_COPY, TAKEN_TAG
+from agentcore.tracking import ANOTHER_COPY, TAKEN_TAG, stored_type
 
 _ASK_SECONDS = 10.0
 """How long a resumed run waits for MLflow, its import included."""
@@ -61,6 +65,19 @@ def find_run(run_id: str) -> tuple[Journal, Stream, JobRecorded]:
     return journal, stream, job
 
 
+def recorded_lm(run_id: str) -> str:
+    """The name of the model that a run was started with; see `find_run`. Blocking.
+
+    Raises:
+        ConfigurationError: in a journal that others may write to, the name could choose where calls go.
+    """
+    journal, _, job = find_run(run_id)
+    name = str(job.spec["lm"]["model"])
+    if journal.shared:
+        check_stored_name(name)
+    return name
+
+
 def find_unfinished(run_id: str) -> tuple[Journal, Stream, JobRecorded]:
     """Like `find_run`, but only for runs that have not finished.
 
@@ -97,21 +114,43 @@ def take_over(run_id: str, patience: float) -> Unfinished:
         # Read after taking the lease, to include everything its last owner wrote.
         history = History.of(entry.event for entry in journal.read(stream.id))
         content = json.loads(journal.payloads.get(job.data))
-        data, splits = recorded_data(content, run_id)
+        data, splits = recorded_data(content, run_id, job.spec["program"]["class"])
     except BaseException:
         journal.abandon(lease)
         raise
     return Unfinished(stream, lease, history, job.spec, data, splits)
 
 
-def recorded_data(content: Mapping[str, Any], run_id: str) -> tuple[Dataset, Splits]:
-    """The examples and splits of `training_data.json`.
+def recorded_data(content: Mapping[str, Any], run_id: str, program: str) -> tuple[Dataset, Splits]:
+    """The examples and splits of `training_data.json`, with the values that the run had.
+
+    Args:
+        program: the path of the program's class; its package may have the values' types.
 
     Raises:
-        DataError: they are incomplete, because a secret was redacted from them.
+        DataError: a value can't be brought back, or a secret was redacted from one.
     """
+    kinds: dict[str, Any] = {}
+    for name, text in content.get("types", {}).items():
+        try:
+            kinds[name] = parse_type(text, lambda path: stored_type(path, program))
+        except ArtifactError as error:
+            raise DataError(
+                f"run {run_id} can't be continued: the values of field {name!r} can't be brought back from "
+                f"JSON ({first_line(error)}). Start a new run"
+            ) from None
+    try:
+        rows = [
+            {name: restored(value, kinds[name]) if name in kinds else value for name, value in row.items()}
+            for row in content["examples"]
+        ]
+    except ValueError as error:
+        raise DataError(
+            f"run {run_id} can't be continued: its recorded examples don't fit the types of their fields "
+            f"({first_line(error)}). Start a new run"
+        ) from None
     data = Dataset.from_rows(
-        content["examples"],
+        rows,
         input_fields=content["input_fields"],
         name=content["name"],
         description=content["description"],
@@ -176,6 +215,7 @@ _NAMES = {
     "repeats": "the number of repeats",
     "cluster": "the cluster field",
 }
+_AGAIN = ". Pass the same model again: the lm of the pipeline, or --lm, --lm-base-url and --lm-arg"
 _ADDED = {"repeats": 1, "cluster": None}
 """Values in runs that were started before these were recorded."""
 
@@ -193,6 +233,7 @@ def check_same(job: Job, spec: Mapping[str, Any], run_id: str, skipped: Sequence
     current = json.loads(json.dumps(job.spec()))
     if "repeats" not in spec:
         _forget_limits(current, spec)
+    _forget_endpoints(current, spec)
     for key, name in _NAMES.items():
         if key in skipped:
             continue
@@ -200,7 +241,7 @@ def check_same(job: Job, spec: Mapping[str, Any], run_id: str, skipped: Sequence
         if current[key] != started:
             raise ConfigurationError(
                 f"run {run_id} can't be resumed: {name} differs. It was started with {_text(started)}, but "
-                f"this is {_text(current[key])}"
+                f"this is {_text(current[key])}" + (_AGAIN if key in ("lm", "prompt_lm") else "")
             )
 
 
@@ -212,6 +253,13 @@ def _forget_limits(current: dict[str, Any], spec: Mapping[str, Any]) -> None:
             **known,
             **{name: value for name, value in settings.items() if name in known},
         }
+
+
+def _forget_endpoints(current: dict[str, Any], spec: Mapping[str, Any]) -> None:
+    """Compare no endpoints with a run of an earlier version, which didn't record them."""
+    for key in ("lm", "prompt_lm"):
+        if "endpoint" not in spec[key]:
+            current[key].pop("endpoint")
 
 
 def check_same_request(job: Job, spec: Mapping[str, Any], name: str) -> None:

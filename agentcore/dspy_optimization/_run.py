@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from agentcore._json import jsonable
+from agentcore._naming import short_id
 from agentcore._redaction import Redactor, first_line
 from agentcore.dspy_optimization._budget import Budget, charge_reserved
 from agentcore.dspy_optimization._evaluator import Evaluator
@@ -27,12 +28,19 @@ from agentcore.dspy_optimization._inputs import RunOptions
 from agentcore.dspy_optimization._job import Job
 from agentcore.dspy_optimization._log import Progress, RunLog
 from agentcore.dspy_optimization._measure import TestMeasurement
+from agentcore.dspy_optimization._printer import Printer
 from agentcore.dspy_optimization._record import RunRecord
 from agentcore.dspy_optimization._resume import Unfinished
 from agentcore.dspy_optimization._search import Search
 from agentcore.dspy_optimization.models import OptimizationResult, Status
 from agentcore.dspy_optimization.tracking import MLflowTracker
-from agentcore.errors import AgentCoreError, EvaluationError
+from agentcore.errors import (
+    AgentCoreError,
+    ConfigurationError,
+    DataError,
+    EvaluationError,
+    LMUnavailableError,
+)
 from agentcore.evaluation import (
     EvaluationLimits,
     EvaluationReport,
@@ -42,18 +50,30 @@ from agentcore.evaluation import (
     score_interval,
     verdict_of,
 )
-from agentcore.journal import Event
+from agentcore.journal import Event, EventSink
 from agentcore.lm import Meter, Spend, manage, manage_program, of_run, redacted_logs, unmanaged
 from agentcore.tracking import program_state
 
 if TYPE_CHECKING:
     import dspy
 
-_ID_SECONDS = 2.0
-"""How long after its start a run waits for its MLflow id."""
-
 _START_SECONDS = 5.0
 """How long a cancelled run waits for its first journal entries to be written."""
+
+
+def _listener(options: RunOptions, progress: Progress) -> EventSink | None:
+    """The caller's listener, and what prints the progress."""
+    if not options.progress:
+        return options.on_event
+    printer, own = Printer(), options.on_event
+    printer.started(progress)
+
+    def both(event: Event) -> None:
+        printer.event(event)
+        if own is not None:
+            own(event)
+
+    return both
 
 
 class Run:
@@ -82,7 +102,7 @@ class Run:
             repeats=job.repeats,
             sides=2 if job.interleaved else 1,
         )
-        control = self.budget.control
+        control = progress.control = self.budget.control
         self.models = [job.lm, job.prompt_lm, *(item.lm for item in job.program.predictors())]
         control.check_bounds(*self.models)
         self.job = job = replace(
@@ -91,7 +111,7 @@ class Run:
             prompt_lm=manage(control, job.prompt_lm),
             program=manage_program(control, job.program.deepcopy()),
         )
-        self.log = RunLog(job.optimization_id, history, progress, options.on_event)
+        self.log = RunLog(job.optimization_id, history, progress, _listener(options, progress))
         self.log.is_settled = self.budget.ledger.is_settled
         limits = EvaluationLimits(self.max_concurrency, constraints.max_error_rate)
         self.evaluator = Evaluator(job.metric, job.lm, limits, self.budget, self.log)
@@ -132,11 +152,18 @@ class Run:
         except BaseException as error:
             known = isinstance(error, AgentCoreError)
             message = redactor.text(str(error) if known else first_line(error, secrets=job.secrets))
-            if known and message != str(error):
+            clean = message == str(error)
+            if isinstance(error, LMUnavailableError) and self.record.tracker is not None:
+                short = short_id(job.optimization_id)
+                how = f"agentcore resume {short}" if job.importable else f"pipeline.resume({short!r})"
+                message += f". Once the model is available, resume the run: {how}"
+                error.args = (message,)
+            if known and not clean:
                 # The user's own exception, which it was raised from, has the secret too.
                 error.args = (message, *error.args[1:])
                 error.__cause__, error.__context__ = None, None
-            end = log.event(RunFinished, status="failed", error=message)
+            lasting = isinstance(error, (ConfigurationError, DataError))
+            end = log.event(RunFinished, status="failed", error=message, resumable=not lasting)
             await self.record.failed(message, [log.account(), end])
             log.tell(end)
             raise
@@ -234,7 +261,7 @@ class Run:
         await record.result(result, baseline, optimized, self.search, last)
         log.tell(end)
         # Only a run shorter than MLflow's import still has to wait for its id.
-        run_id = await record.run_id(max(0.0, _ID_SECONDS - log.clock.in_this_process))
+        run_id = await record.run_id(max(0.0, record.patience - log.clock.in_this_process))
         if problem := record.problem():
             log.warnings.append(f"{problem}. Nothing is lost: agentcore sync delivers the rest")
         return result.model_copy(update={"warnings": list(log.warnings), "run_id": run_id})
@@ -276,6 +303,7 @@ class Run:
             interval=comparison.interval,
             smallest_detectable_gain=comparison.smallest_detectable_gain,
             comparison=comparison,
+            winning_optimizer=self._winner(program),
             meets_threshold=verdict == "better" and gain >= constraints.min_improvement_threshold,
             targets_met=targets_met(after, objectives),
             # An optimizer may report anything: what can't be stored must not cost a paid-for result.
@@ -295,6 +323,12 @@ class Run:
             warnings=list(self.log.warnings),
             program=unmanaged(program.deepcopy()),
         )
+
+    def _winner(self, program: "dspy.Module") -> str | None:
+        if program_state(program) == program_state(self.job.program):
+            return None
+        found = self.search.details.get("winner", self.job.optimizer.name)
+        return str(found)
 
     def _clusters(self, report: EvaluationReport) -> list[str] | None:
         """The cluster of each example of a report on the test split."""

@@ -16,7 +16,7 @@ from agentcore.dspy_optimization.models import Status
 from agentcore.dspy_optimization.optimizers import SearchTask, Trial
 from agentcore.errors import AgentCoreError, EvaluationError, LMUnavailableError
 from agentcore.evaluation import ExampleRecord, first_error
-from agentcore.lm import LIMITS, Guard, SearchStopped, is_lm_failure
+from agentcore.lm import LIMITS, Guard, SearchStopped, described, is_lm_failure
 from agentcore.tracking import program_state
 
 _ENDED = "search"
@@ -139,7 +139,7 @@ class Search:
 
     def _best_so_far(self, task: SearchTask, stopped: SearchStopped) -> Any:
         """The program to keep after a limit was reached."""
-        limit = self.budget.limit(stopped.reason)
+        limit = self.budget.limit(stopped.reason, searching=True)
         lead = task.leads[-1]() if task.leads else None
         if lead is not None and (task.best is None or not task.best.full or lead.over >= task.best.score):
             self.log.warn(
@@ -150,15 +150,17 @@ class Search:
         if task.best is None:
             self.log.warn(f"{limit} was reached before any candidate was scored: kept the original program")
             return self.job.program.deepcopy()
-        self.log.warn(f"{limit} was reached after {len(task.trials)} trials: kept the best so far")
+        count = len(task.trials)
+        trials = "1 trial" if count == 1 else f"{count} trials"
+        self.log.warn(f"{limit} was reached after {trials}: kept the best so far")
         return task.best.program
 
     def _optimizer_failure(self, error: BaseException | None) -> AgentCoreError:
         cause = first_line(error, secrets=self.job.secrets) if error else "no reason given"
         if is_lm_failure(error):
             return LMUnavailableError(
-                f"the language model failed during the search: {cause}. "
-                "Nothing was scored 0 because of it; resume the run once the model is available"
+                f"the language model failed during the search ({described(self.job.lm)}): {cause}. "
+                "Nothing was scored 0 because of it"
             )
         return EvaluationError(f"optimizer {self.job.optimizer.name} failed: {cause}")
 
@@ -175,7 +177,7 @@ async def _guarded(optimizing: Coroutine[Any, Any, Any], guard: Guard) -> Any:
     try:
         return await asyncio.shield(work)
     except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+        failed = first_error(errors)
     except asyncio.CancelledError:
         current = asyncio.current_task()
         if guard.stopped is not None and not (current and current.cancelling()):
@@ -185,6 +187,7 @@ async def _guarded(optimizing: Coroutine[Any, Any, Any], guard: Guard) -> Any:
         if not work.cancelled():
             work.exception()
         raise
+    raise failed
 
 
 def _point(trial: TrialFinished) -> TrialPoint:

@@ -45,7 +45,8 @@ async def start_from(tracker: MLflowTracker, run_id: str, program: Any, program_
         )
     found = await tracker.load_model_artifact(known, "optimized_model", program=program)
     content = await tracker.read_json(known, TRAINING_DATA)
-    _, splits = recorded_data(content, run_id)
+    kind = type(found)
+    _, splits = recorded_data(content, run_id, f"{kind.__module__}:{kind.__qualname__}")
     return Start(known, found, program_path, splits.members())
 
 

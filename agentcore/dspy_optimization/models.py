@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from agentcore._naming import run_name
+from agentcore.dspy_optimization import _summary
 from agentcore.evaluation import Claim, Comparison, Figure, Interval, PerformanceMetrics, Verdict
 from agentcore.lm import Spend
 
@@ -58,8 +59,10 @@ class OptimizationConstraints(_Strict):
     min_improvement_threshold: float = Field(default=0.05, ge=0)
     """Minimum improvement, as a fraction, of a proven gain for `OptimizationResult.meets_threshold` to be
     true."""
-    max_error_rate: float = Field(default=0.1, ge=0, lt=1)
-    """Share of examples that may fail before an evaluation raises."""
+    max_error_rate: float = Field(default=0.1, ge=0, le=1)
+    """Share of examples that may fail before the baseline's or the winner's evaluation raises. With 1, a
+    program whose answers mostly can't be parsed is measured as it is, 0 for each failure; the model itself
+    may fail on at most half of the examples."""
     success_threshold: float = Field(default=0.5, gt=0, le=1)
     """Minimum score for an example to count as a success."""
 
@@ -125,6 +128,8 @@ class OptimizationResult(BaseModel):
     """95% interval of the gain in mean score."""
     smallest_detectable_gain: float | None
     comparison: Comparison
+    winning_optimizer: str | None = None
+    """The name of the optimizer that found the optimized program; None if the original program was kept."""
     meets_threshold: bool
     """Whether the verdict is `better` and the improvement reached `min_improvement_threshold`."""
     targets_met: dict[str, bool]
@@ -135,3 +140,9 @@ class OptimizationResult(BaseModel):
     warnings: list[str] = Field(default_factory=list)
     program: Any = Field(default=None, exclude=True, repr=False)
     """The optimized `dspy.Module`; None in a result that was read back."""
+
+    def __str__(self) -> str:
+        return _summary.text(self)
+
+    def _repr_html_(self) -> str:
+        return _summary.html(self)

@@ -41,7 +41,7 @@ from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ConfigurationError
 from agentcore.evaluation import Executor, Metric, resolve_executor
 from agentcore.journal import EventSink
-from agentcore.lm import check_stored_name, is_offline, parse_prices
+from agentcore.lm import check_stored_name, is_offline, parse_prices, recorded_model
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import destination_of
 
@@ -69,6 +69,8 @@ class OptimizationPipeline:
             such as `RayExecutor(address=…)`.
         on_event: called in the event loop with every journal event.
         on_progress: called once when a run starts, with its `Progress`, which may be read at any time.
+        progress: print each stage and trial to stderr, and the current figures after 15 s without a line;
+            for scripts and notebooks.
         seed: for the search.
         split_seed: for the split of `training_data`, so that another `seed` is tested on the same examples.
         cluster: the field that names each example's cluster, such as a conversation or a document. Clusters
@@ -94,6 +96,7 @@ class OptimizationPipeline:
         executor: Executor | str | None = None,
         on_event: EventSink | None = None,
         on_progress: ProgressSink | None = None,
+        progress: bool = False,
         seed: int = 0,
         split_seed: int = 0,
         cluster: str | None = None,
@@ -127,6 +130,7 @@ class OptimizationPipeline:
             executor=resolve_executor(executor),
             on_event=on_event,
             on_progress=on_progress,
+            progress=progress,
             prices=parse_prices(prices or {}),
         )
 
@@ -281,12 +285,19 @@ class OptimizationPipeline:
 
     @classmethod
     def from_journal(
-        cls, run_id: str, *, lm: "dspy.BaseLM | str | None" = None, **arguments: Any
+        cls,
+        run_id: str,
+        *,
+        lm: "dspy.BaseLM | str | None" = None,
+        prompt_lm: "dspy.BaseLM | str | None" = None,
+        **arguments: Any,
     ) -> "OptimizationPipeline":
         """Rebuild the pipeline that started a run from the journal, to `resume` the run. Blocking.
 
         Args:
-            lm: the model, if the run was started with an LM object.
+            lm: the model, if it needs more than the name, the address and the generation settings that the
+                run recorded, such as headers.
+            prompt_lm: the model that proposes instructions, likewise.
             arguments: further arguments of the pipeline, except program, metric, models and seed.
 
         In a journal that others may write to (Postgres), the program and the metric are imported only from
@@ -314,13 +325,21 @@ class OptimizationPipeline:
                     f"the journal says to load the program of run {source['start_from']}, and others may "
                     f"write to it. {by_hand}"
                 )
-            for name in (None if lm else spec["lm"]["model"], spec["prompt_lm"]["model"]):
-                check_stored_name(name)
+        own = spec["prompt_lm"] != spec["lm"]
+        stored = [] if lm else [spec["lm"]]
+        if own and not prompt_lm:
+            stored.append(spec["prompt_lm"])
+        for item in stored if journal.shared else ():
+            check_stored_name(item["model"])
+        if journal.shared:  # others may write to it: they must not choose where calls go
+            model, proposer = spec["lm"]["model"], spec["prompt_lm"]["model"]
+        else:
+            model, proposer = recorded_model(spec["lm"]), recorded_model(spec["prompt_lm"])
         return cls(
             source["program"],
             source["metric"],
-            lm or spec["lm"]["model"],
-            prompt_lm=None if spec["prompt_lm"] == spec["lm"] else spec["prompt_lm"]["model"],
+            lm or model,
+            prompt_lm=prompt_lm or (proposer if own else None),
             seed=spec["seed"],
             repeats=spec.get("repeats", 1),
             cluster=spec.get("cluster"),

@@ -35,7 +35,7 @@ REVEALED_TAG = "agentcore.test_revealed"
 
 
 class MLflowTracker(RunTracker):
-    """Logs an optimization to MLflow, under the names in docs/architecture.md.
+    """Logs an optimization to MLflow, under the names in docs/reference.md.
 
     No method blocks the event loop. See `RunTracker` for the arguments and exceptions.
     """
@@ -86,7 +86,7 @@ class MLflowTracker(RunTracker):
         await self._log(self._run(run_id), drafts)
 
     async def log_trial(self, trial: int, score: float, best: float, *, run_id: str | None = None) -> None:
-        """`trial_score` and `best_score` at step `trial`."""
+        """`validation_score` and `best_validation_score` at step `trial`."""
         await self._log(self._run(run_id), [trial_metrics(trial, score, best)])
 
     # Data, details, results

@@ -13,13 +13,13 @@ from agentcore.evaluation._compare import (
     verdict_of,
 )
 from agentcore.evaluation._executor import Executor, Local, Place, Ran, Runner, first_error
+from agentcore.evaluation._interface import Interface, check_reserved, interface_of
+from agentcore.evaluation._match import ExactMatch, equal, exact_match
 from agentcore.evaluation._metric import (
     BUILTIN_METRICS,
-    ExactMatch,
     Metric,
     Score,
     ScoredMetric,
-    exact_match,
     resolve_metric,
 )
 from agentcore.evaluation._power import (
@@ -30,7 +30,7 @@ from agentcore.evaluation._power import (
 )
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord, PerformanceMetrics
 from agentcore.evaluation._resolve import resolve_executor
-from agentcore.evaluation._run import EvaluationLimits, evaluate
+from agentcore.evaluation._run import MAX_LM_FAILURES, EvaluationLimits, evaluate, tolerable
 from agentcore.evaluation._statistics import (
     Interval,
     PairedTest,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BUILTIN_METRICS",
+    "MAX_LM_FAILURES",
     "Claim",
     "Comparison",
     "EvaluationLimits",
@@ -53,6 +54,7 @@ __all__ = [
     "ExampleRecord",
     "Executor",
     "Figure",
+    "Interface",
     "Interval",
     "Local",
     "Metric",
@@ -65,8 +67,10 @@ __all__ = [
     "Score",
     "ScoredMetric",
     "Verdict",
+    "check_reserved",
     "claims",
     "compare",
+    "equal",
     "evaluate",
     "exact_match",
     "exact_power",
@@ -74,6 +78,7 @@ __all__ = [
     "examples_needed",
     "first_error",
     "gain_that_can_show",
+    "interface_of",
     "mean_interval",
     "paired",
     "paired_test",
@@ -81,6 +86,7 @@ __all__ = [
     "resolve_metric",
     "score_interval",
     "smallest_detectable_gain",
+    "tolerable",
     "verdict_of",
 ]
 

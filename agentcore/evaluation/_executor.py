@@ -1,9 +1,12 @@
 """Where programs run: in this process, or on other machines."""
 
+import sysconfig
 import time
+import traceback
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import dspy
@@ -11,6 +14,9 @@ import dspy
 from agentcore._threads import run_in_thread
 from agentcore.errors import AgentCoreError, MetricError
 from agentcore.lm import SearchStopped
+
+_OTHERS = ("site-packages", str(Path(__file__).parents[1]), sysconfig.get_paths()["stdlib"], "<frozen")
+"""Parts of the paths of files that are not the user's."""
 
 
 class Ran(NamedTuple):
@@ -83,6 +89,16 @@ async def call_program(
         else:
             prediction = await run_in_thread(lambda: program(**inputs))
     return Ran(prediction, time.perf_counter() - began)
+
+
+def place_of(error: BaseException) -> str:
+    """The line of the user's own code at which an error arose, in parentheses; empty if there is none."""
+    own = [
+        item
+        for item in traceback.extract_tb(error.__traceback__)
+        if not any(place in item.filename for place in _OTHERS)
+    ]
+    return f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else ""
 
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:

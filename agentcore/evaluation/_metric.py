@@ -4,16 +4,14 @@ import inspect
 import math
 import numbers
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from pydantic import BaseModel
 
 from agentcore._imports import import_object
 from agentcore._redaction import first_line
 from agentcore._threads import run_in_thread
 from agentcore.errors import ConfigurationError, MetricError
+from agentcore.evaluation._executor import place_of
+from agentcore.evaluation._match import ExactMatch, exact_match
 from agentcore.lm import is_lm_failure
 
 if TYPE_CHECKING:
@@ -65,11 +63,14 @@ class ScoredMetric:
                 result = self.metric(*arguments)
             else:  # may take long, or call a judge LM
                 result = await run_in_thread(lambda: self.metric(*arguments))
+        except MetricError:
+            raise
         except Exception as error:  # noqa: BLE001 - a user's metric may raise anything
             # An LM's error may contain its API key: report it redacted, and don't chain it.
             cause = None if is_lm_failure(error) else error
+            where = "" if cause is None else place_of(error)
             raise MetricError(
-                f"metric {self.name} raised {first_line(error)} on {_shown(example)}"
+                f"metric {self.name} raised {first_line(error)}{where} on {_shown(example)}"
             ) from cause
         return self.checked(result)
 
@@ -126,54 +127,6 @@ def _positional_arguments(metric: Metric) -> int:
     required = sum(parameter.default is inspect.Parameter.empty for parameter in positional)
     optional_trace = len(positional) > 2 and positional[2].name in ("trace", "_trace", "_")
     return max(2, required, 3 if optional_trace else 0)
-
-
-@dataclass(frozen=True)
-class ExactMatch:
-    """Whether the predicted fields equal their labels. Text is compared ignoring case and whitespace, floats
-    within a relative 1e-9, enums by value, and models by content.
-
-    Args:
-        fields: the label fields to compare; None for all of them.
-    """
-
-    fields: tuple[str, ...] | None = None
-    __name__ = "exact_match"
-
-    def __call__(self, example: "dspy.Example", prediction: "dspy.Prediction", trace: Any = None) -> bool:
-        labels = dict(example.labels().items())
-        compared = labels if self.fields is None else [name for name in labels if name in self.fields]
-        return all(_equal(labels[name], _predicted(prediction, name)) for name in compared)
-
-
-exact_match = ExactMatch()
-
-
-def _predicted(prediction: "dspy.Prediction", name: str) -> Any:
-    # Attribute access would find a Prediction's methods instead of fields with the same name.
-    getter = getattr(prediction, "get", None)
-    return getter(name, None) if callable(getter) else getattr(prediction, name, None)
-
-
-def _equal(expected: Any, actual: Any) -> bool:
-    if isinstance(actual, Enum):
-        actual = actual.value
-    if isinstance(actual, BaseModel):
-        actual = actual.model_dump(mode="json")
-    if isinstance(expected, str):
-        return actual is not None and _folded(expected) == _folded(str(actual))
-    # A numeric CSV column is loaded as numbers, but a program with a text output predicts a string.
-    as_text = isinstance(actual, str) and isinstance(expected, int) and not isinstance(expected, bool)
-    if isinstance(expected, float) or isinstance(actual, float) or as_text:
-        try:
-            return math.isclose(float(expected), float(actual), rel_tol=1e-9)
-        except (TypeError, ValueError, OverflowError):
-            return False
-    return bool(expected == actual)
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split())
 
 
 def _shown(example: "dspy.Example", limit: int = 80) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError
 
 from agentcore._json import jsonable
 from agentcore._redaction import first_line
@@ -19,12 +20,23 @@ from agentcore.errors import (
     ExecutorError,
     LMUnavailableError,
 )
-from agentcore.evaluation._executor import Local, Place, Ran, Runner, first_error
+from agentcore.evaluation._executor import Local, Place, Ran, Runner, first_error, place_of
+from agentcore.evaluation._interface import check_reserved
 from agentcore.evaluation._metric import Score, ScoredMetric
 from agentcore.evaluation._records import EvaluationReport, ExampleRecord
-from agentcore.lm import Spend, collect_spend, is_lm_failure, lm_secrets, program_secrets, uncached
+from agentcore.lm import Spend, collect_spend, described, is_lm_failure, lm_secrets, program_secrets, uncached
 
 RecordSink = Callable[[ExampleRecord], None]
+
+
+MAX_LM_FAILURES = 0.5
+"""The largest share of examples that the LM may fail on: more is an outage, whatever `max_error_rate`
+says."""
+
+
+def tolerable(share: float, examples: int) -> int:
+    """The largest number of examples that is at most a share of them."""
+    return math.floor(share * examples + 1e-9)
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,9 @@ class EvaluationLimits:
 
     Attributes:
         max_concurrency: examples in flight at once.
-        max_error_rate: share of examples, 0–1, that may fail before the evaluation raises.
+        max_error_rate: share of examples, 0–1, that may fail before the evaluation raises. With 1, a program
+            that often fails is measured as the failure it is; the LM may fail on at most half of the
+            examples.
         only_lm_failures: count only failures of the LM. A candidate whose program fails is simply a bad
             candidate, which its scores of 0 already reflect.
         tolerated: how many examples may fail; None means `max_error_rate` of them.
@@ -80,7 +94,7 @@ async def evaluate(
             once, since a cached answer is no further draw.
 
     Raises:
-        DataError: no examples.
+        DataError: no examples, or an input that DSPy takes for its own argument.
         MetricError: the metric raised, or did not return a score in 0–1.
         EvaluationError: more than `max_error_rate` of the examples failed; includes the first errors.
         LMUnavailableError: as above, if most of the failures were the LM's.
@@ -88,6 +102,7 @@ async def evaluate(
     if not examples:
         raise DataError("no examples to evaluate")
     limits = limits or EvaluationLimits()
+    check_reserved(program, examples[0].input_fields, "examples")
     with dspy.context(lm=lm):
         runner = await (place or Local()).prepare(program)
     run = _Run(
@@ -105,12 +120,15 @@ async def evaluate(
     run.records += known.values()
     pending = iter([(index, item) for index, item in enumerate(examples) if index not in known])
     workers = min(limits.max_concurrency, len(examples))
+    failed: BaseException | None = None
     try:
         async with asyncio.TaskGroup() as group:
             for _ in range(workers):
                 group.create_task(run.work(pending))
     except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+        failed = first_error(errors)
+    if failed is not None:
+        raise failed  # here, to keep its own cause, and the group out of its context
     return EvaluationReport(
         tuple(sorted(run.records, key=lambda record: record.index)), metric.success_threshold
     )
@@ -134,8 +152,13 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.secrets = [*lm_secrets(self.lm), *program_secrets(self.program)]
-        share = math.floor(self.limits.max_error_rate * self.total + 1e-9)
-        self.tolerated = share if self.limits.tolerated is None else self.limits.tolerated
+        limits = self.limits
+        if limits.tolerated is not None:
+            self.tolerated = self.tolerated_of_lm = limits.tolerated
+        else:
+            self.tolerated = tolerable(limits.max_error_rate, self.total)
+            self.tolerated_of_lm = min(self.tolerated, tolerable(MAX_LM_FAILURES, self.total))
+        self.failed_by_lm = 0
         self.gate: AbstractAsyncContextManager[Any] = self.limits.gate or nullcontext()
 
     async def work(self, pending: Iterator[tuple[int, Example]]) -> None:
@@ -151,10 +174,11 @@ class _Run:
         else:
             with uncached():
                 draws = [await self.draw(example) for _ in range(self.repeats)]
-        record = _record(index, example, draws, self.describe)
+        record = _record(index, example, draws, lambda error: first_line(error, secrets=self.secrets))
         if record.failed == "lm" or (record.failed and not self.limits.only_lm_failures):
             self.errors.append((index, next(draw.error for draw in draws if draw.error is not None)))
-            if len(self.errors) > self.tolerated:
+            self.failed_by_lm += record.failed == "lm"
+            if len(self.errors) > self.tolerated or self.failed_by_lm > self.tolerated_of_lm:
                 self.give_up()
         return record
 
@@ -184,17 +208,26 @@ class _Run:
 
     def give_up(self) -> None:
         shown = "; ".join(f"example {index + 1}: {self.describe(error)}" for index, error in self.errors[:3])
-        failed_by_lm = sum(is_lm_failure(error) for _, error in self.errors)
+        allowed = self.tolerated if len(self.errors) > self.tolerated else self.tolerated_of_lm
         message = (
-            f"{len(self.errors)} of {self.total} examples failed, more than the {self.tolerated} allowed "
-            f"(max_error_rate). First errors: {shown}"
+            f"{len(self.errors)} of {self.total} examples failed, more than the {allowed} allowed by "
+            f"max_error_rate={self.limits.max_error_rate:g}"
         )
-        if failed_by_lm * 2 > len(self.errors):
-            raise LMUnavailableError(f"the language model failed: {message}")
-        raise EvaluationError(message)
+        if self.failed_by_lm * 2 > len(self.errors) or self.failed_by_lm > self.tolerated_of_lm:
+            raise LMUnavailableError(
+                f"the language model failed ({described(self.lm)}): {message}. First errors: {shown}"
+            )
+        advice = ""
+        if all(isinstance(error, AdapterParseError) for _, error in self.errors if not is_lm_failure(error)):
+            advice = (
+                ". To measure such a program as it is, with a score of 0 for each failure, set "
+                "max_error_rate to 1 (--max-error-rate 1)"
+            )
+        raise EvaluationError(f"{message}{advice}. First errors: {shown}")
 
     def describe(self, error: Exception) -> str:
-        return first_line(error, secrets=self.secrets)
+        place = "" if isinstance(error, AdapterParseError) or is_lm_failure(error) else place_of(error)
+        return first_line(error, secrets=self.secrets) + place
 
 
 @dataclass(frozen=True)

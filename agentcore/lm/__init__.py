@@ -2,7 +2,9 @@
 
 from agentcore.lm._answers import NoAnswerError
 from agentcore.lm._control import Control
+from agentcore.lm._endpoint import described, endpoint_of
 from agentcore.lm._formatting import remembering
+from agentcore.lm._given import given_lm, recorded_model
 from agentcore.lm._guard import LIMITS, Guard, SearchStopped, StopReason, is_lm_failure
 from agentcore.lm._ledger import Amount, Announce, Ledger
 from agentcore.lm._logs import redacted_logs
@@ -44,6 +46,9 @@ __all__ = [
     "StopReason",
     "check_stored_name",
     "collect_spend",
+    "described",
+    "endpoint_of",
+    "given_lm",
     "is_lm_failure",
     "is_offline",
     "is_secret_attribute",
@@ -56,6 +61,7 @@ __all__ = [
     "parse_prices",
     "price_of",
     "program_secrets",
+    "recorded_model",
     "redacted_logs",
     "remembering",
     "resolve_lm",

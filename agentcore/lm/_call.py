@@ -259,6 +259,8 @@ class Call:
         if began is not None and may_have_been_answered(error):
             self.control.ledger.assume(self._charged())
         reservation.give_back()
+        if began is not None and isinstance(error, Exception):
+            self.control.failed(self.lm, error)
         overloaded = isinstance(error, _OVERLOADED)
         hint = getattr(error, "retry_after", None)
         if overloaded and began is not None:

@@ -5,10 +5,12 @@ import threading
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
+from agentcore._redaction import first_line
 from agentcore.errors import ConfigurationError
 from agentcore.lm._ledger import Amount, Ledger
 from agentcore.lm._limit import AdaptiveLimit
 from agentcore.lm._prices import Prices, max_answer_tokens, max_answers, max_prompt_tokens, price_of
+from agentcore.lm._secrets import lm_secrets
 
 if TYPE_CHECKING:
     import dspy
@@ -33,11 +35,25 @@ class Control:
         self.prices = prices
         self.limits: dict[str, AdaptiveLimit] = {}
         self.flights: dict[str, Future[bool]] = {}
+        self.failures = 0
+        """Number of attempts that failed, most of which were retried."""
+        self.last_failure: str | None = None
         self.no_answers = 0
         """Number of answers that were none, such as empty ones."""
         self.escapes = 0
         """Number of calls outside of the run's context, which are on nobody's account."""
         self._lock = threading.Lock()
+
+    @property
+    def in_flight(self) -> int:
+        """Number of calls being made."""
+        with self._lock:
+            return sum(limit.in_flight for limit in self.limits.values())
+
+    def failed(self, lm: "dspy.BaseLM", error: BaseException) -> None:
+        """Note a failed attempt, for whoever watches the run."""
+        self.failures += 1
+        self.last_failure = first_line(error, 160, secrets=lm_secrets(lm))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Control":
         return self
@@ -53,7 +69,8 @@ class Control:
             if (caps.usd is not None or caps.tokens is not None) and max_answer_tokens(lm) is None:
                 name = "max_tokens" if caps.tokens is not None else "max_cost_usd"
                 raise ConfigurationError(
-                    f"{name}: the maximum answer length of {lm.model} is unknown. Set max_tokens= on the LM"
+                    f"{name}: the maximum answer length of {lm.model} is unknown. Set max_tokens= on the LM "
+                    "(--lm-arg max_tokens=…)"
                 )
 
     def bound(self, lm: "dspy.BaseLM", prompt: Any, messages: Any, kwargs: dict[str, Any]) -> Amount:

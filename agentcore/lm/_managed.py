@@ -10,9 +10,10 @@ import dspy
 from dspy.clients import _deprecation
 from dspy.utils.callback import with_callbacks
 
-from agentcore._threads import run_in_thread
+from agentcore._threads import run_in_thread, run_to_its_end
 from agentcore.lm._call import Call, TaskWaiting, ThreadWaiting, run_in_one_step
 from agentcore.lm._control import Control
+from agentcore.lm._resolve import completed
 
 _OWN = frozenset({"_control", "_model", "_retries"})
 
@@ -27,7 +28,7 @@ class ManagedLM(dspy.BaseLM):
     def __init__(self, control: Control, lm: dspy.BaseLM) -> None:
         # Doesn't call `BaseLM.__init__`: its attributes are read from the model, see `__getattr__`.
         self._control = control
-        self._model = copy.copy(lm)
+        self._model = completed(copy.copy(lm))
         self._retries = 0
         if _retried_by_dspy(lm):
             self._retries = int(getattr(lm, "num_retries", 0) or 0)
@@ -143,9 +144,14 @@ def _fresh(self: ManagedLM, kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _call(self: ManagedLM, prompt: Any = None, *, messages: Any = None, **kwargs: Any) -> Any:
     kwargs = _fresh(self, kwargs)
-    ask = _bare(_kind(self._model), "__call__")
+    asynchronous = _overrides_only(_kind(self._model), _ASYNCHRONOUS)
+    ask = _bare(_kind(self._model), "acall" if asynchronous else "__call__")
+
+    def answer() -> Any:
+        return ask(self._model, *_positional(prompt), **_with(messages, kwargs))
+
     with _adapters_messages(self, messages):
-        waiting = ThreadWaiting(lambda: ask(self._model, *_positional(prompt), **_with(messages, kwargs)))
+        waiting = ThreadWaiting((lambda: run_to_its_end(answer)) if asynchronous else answer)
         return run_in_one_step(self._prepared(prompt, messages, kwargs).run(waiting))
 
 
@@ -211,16 +217,26 @@ def _retried_by_dspy(lm: dspy.BaseLM) -> bool:
 def _only_synchronous(lm: dspy.BaseLM) -> bool:
     """Whether the class overrides only the synchronous methods: DSPy's inherited asynchronous methods would
     bypass them, or fail."""
-    return "forward" in vars(lm) or _overrides_synchronous_half(_kind(lm))
+    return "forward" in vars(lm) or _overrides_only(_kind(lm), _SYNCHRONOUS)
+
+
+_SYNCHRONOUS, _ASYNCHRONOUS = ("__call__", "forward"), ("acall", "aforward")
 
 
 @cache
-def _overrides_synchronous_half(kind: Any) -> bool:
-    for part in kind.__mro__:
-        defined = vars(part)
-        if "acall" in defined or "aforward" in defined:
+def _overrides_only(kind: Any, half: tuple[str, str]) -> bool:
+    """Whether the most derived class with either half of the methods has only this one, and for the
+    asynchronous half, that no class of the user's has the other."""
+    other = _ASYNCHRONOUS if half is _SYNCHRONOUS else _SYNCHRONOUS
+    parts = [vars(part) for part in kind.__mro__ if part.__module__.partition(".")[0] != "dspy"]
+    if half is _ASYNCHRONOUS:
+        return any(name in part for part in parts for name in half) and not any(
+            name in part for part in parts for name in other
+        )
+    for part in [vars(part) for part in kind.__mro__]:
+        if any(name in part for name in other):
             return False
-        if "__call__" in defined or "forward" in defined:
+        if any(name in part for name in half):
             return True
     return False
 

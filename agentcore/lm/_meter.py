@@ -137,8 +137,9 @@ def count(model: str, result: Any) -> CallRecord:
         result: DSPy's `CallResult`.
     """
     entry = {"model": model, "usage": result.usage, "cost": result.cost, "response": result.responses or None}
-    record = replace(call_record(entry), cache_hit=result.cache_hit)
-    if result.cache_hit:
+    cache_hit = bool(result.cache_hit or _is_litellms(result.raw))
+    record = replace(call_record(entry), cache_hit=cache_hit)
+    if cache_hit:
         record = replace(record, cost_usd=0.0)
     elif not result.responses:
         record = replace(record, answers=max(1, len(result.outputs)))
@@ -146,6 +147,12 @@ def count(model: str, result: Any) -> CallRecord:
         sink.add(record)
     _counted.set(result.outputs)
     return record
+
+
+def _is_litellms(raw: Any) -> bool:
+    """Whether an answer comes from a cache of litellm's own, which DSPy disables and a program may enable."""
+    hidden = getattr(raw, "_hidden_params", None)
+    return isinstance(hidden, dict) and hidden.get("cache_hit") is True
 
 
 def call_record(entry: dict[str, Any]) -> CallRecord:

@@ -85,7 +85,7 @@ def resolve_lm(lm: "dspy.BaseLM | str | None" = None) -> "dspy.BaseLM":
             f"{OFFLINE_LM!r} needs no key and no network"
         )
     if isinstance(lm, dspy.BaseLM):
-        return lm
+        return completed(lm)
     if not isinstance(lm, str):
         raise ConfigurationError(f"lm must be a dspy.LM or a name, got {type(lm).__name__}")
     if lm.startswith("offline/"):
@@ -101,6 +101,15 @@ def resolve_lm(lm: "dspy.BaseLM | str | None" = None) -> "dspy.BaseLM":
         return dspy.LM(lm)
     except (ValueError, dspy.LMError) as error:
         raise ConfigurationError(f"language model {lm!r}: {error}") from None
+
+
+def completed(lm: "dspy.BaseLM") -> "dspy.BaseLM":
+    """A model whose class doesn't call `BaseLM.__init__`, with the attributes that DSPy reads."""
+    defaults = {"model": type(lm).__name__, "model_type": "chat", "kwargs": {}, "cache": False}
+    for name, value in {**defaults, "history": [], "callbacks": [], "num_retries": 0}.items():
+        if not hasattr(lm, name):
+            setattr(lm, name, value)
+    return lm
 
 
 def check_stored_name(name: Any) -> None:

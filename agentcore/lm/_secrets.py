@@ -78,7 +78,7 @@ class _Walk:
                 yield from self._list(name, value, depth + 1)
             elif hasattr(value, "__dict__"):
                 if isinstance(value, dspy.BaseLM):  # a managed one delegates to the user's
-                    yield from self.of("kwargs", value.kwargs, depth + 1)
+                    yield from self.of("kwargs", getattr(value, "kwargs", None), depth + 1)
                 yield from self._mapping("", vars(value), depth + 1)
 
     def _enter(self, value: Any, depth: int) -> bool:

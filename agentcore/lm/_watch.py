@@ -18,6 +18,7 @@ from dspy.dsp.utils.settings import main_thread_config
 
 from agentcore.lm._call import Call, TaskWaiting, ThreadWaiting, run_in_one_step
 from agentcore.lm._control import Control
+from agentcore.lm._endpoint import of_one_server
 from agentcore.lm._meter import asking, count
 
 _execute, _aexecute = execution.execute, execution.aexecute
@@ -53,9 +54,9 @@ def execute(lm: dspy.BaseLM, call: Any) -> Any:
     if control is None:
         return _execute(lm, call)
     if managed:
-        return _counted(lm, _execute(lm, _fresh(call)))
+        return _counted(lm, _execute(lm, _fresh(lm, call)))
     made, bare = _call(control, lm, call)
-    run_in_one_step(made.run(ThreadWaiting(lambda: _kept(made, bare, _execute(bare, _fresh(call))))))
+    run_in_one_step(made.run(ThreadWaiting(lambda: _kept(made, bare, _execute(bare, _fresh(bare, call))))))
     return made.result
 
 
@@ -65,11 +66,11 @@ async def aexecute(lm: dspy.BaseLM, call: Any) -> Any:
     if control is None:
         return await _aexecute(lm, call)
     if managed:
-        return _counted(lm, await _aexecute(lm, _fresh(call)))
+        return _counted(lm, await _aexecute(lm, _fresh(lm, call)))
     made, bare = _call(control, lm, call)
 
     async def ask() -> Any:
-        return _kept(made, bare, await _aexecute(bare, _fresh(call)))
+        return _kept(made, bare, await _aexecute(bare, _fresh(bare, call)))
 
     await made.run(TaskWaiting(ask))
     return made.result
@@ -110,8 +111,9 @@ def _call(control: Control, lm: dspy.BaseLM, call: Any) -> tuple[Call, dspy.Base
     return Call(control, bare, retries, call.cache, asked, call.messages, call.kwargs), bare
 
 
-def _fresh(call: Any) -> Any:
+def _fresh(lm: dspy.BaseLM, call: Any) -> Any:
     """The call, without the cache if an earlier attempt got no answer: the cache would repeat it."""
+    call = of_one_server(lm, call)
     made = asking.get()
     if made is not None and made.attempt and call.cache:
         return dataclasses.replace(call, cache=False)

@@ -36,9 +36,24 @@ from agentcore.tracking._signing import new_keys
 from agentcore.tracking._writer import RunWriter
 
 if TYPE_CHECKING:
-    from agentcore.tracking._program_files import load_program, program_state, save_program
+    from agentcore.tracking._demos import dump_demos, load_demos
+    from agentcore.tracking._program_files import (
+        load_program,
+        program_attributes,
+        program_state,
+        save_program,
+    )
+    from agentcore.tracking._trust import stored_type
 
-_NEEDS_DSPY = ("load_program", "program_state", "save_program")
+_NEEDS_DSPY = {
+    "dump_demos": "_demos",
+    "load_demos": "_demos",
+    "load_program": "_program_files",
+    "program_attributes": "_program_files",
+    "program_state": "_program_files",
+    "save_program": "_program_files",
+    "stored_type": "_trust",
+}
 
 __all__ = [
     "ANOTHER_COPY",
@@ -72,23 +87,27 @@ __all__ = [
     "connection_to",
     "delivery_for",
     "destination_of",
+    "dump_demos",
     "limit_exit",
+    "load_demos",
     "load_program",
     "model_drafts",
     "model_names",
     "new_keys",
     "plan_archive",
     "prepare_environment",
+    "program_attributes",
     "program_state",
     "proven_run_query",
     "remove_unfinished",
     "save_program",
     "stop_deliveries",
+    "stored_type",
     "user_name",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in _NEEDS_DSPY:
-        return getattr(import_module("agentcore.tracking._program_files"), name)
+        return getattr(import_module(f"agentcore.tracking.{_NEEDS_DSPY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

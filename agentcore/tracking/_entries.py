@@ -1,7 +1,6 @@
 """Converts logged values to journal entries: validated, redacted, and truncated to MLflow's limits."""
 
 import getpass
-import hashlib
 import json
 import math
 import operator
@@ -36,8 +35,6 @@ _MAX_PATH = 1000
 """Bytes; S3 allows 1024 for a key, of which MLflow takes its own part."""
 _MAX_NAME = 200
 """Bytes; file systems allow 255, and artifact stores add to it."""
-DIGEST_TAG = "agentcore.sha256."
-"""Tag prefix, followed by an artifact's path. Its value is the digest, stored apart from the artifact."""
 
 
 class RunRequest(Protocol):
@@ -171,10 +168,7 @@ class Entries:
 
 def stored(draft: File, sha256: str) -> list[TrackingEvent]:
     """The entries of an artifact whose content is in the journal."""
-    return [
-        ArtifactLogged(path=draft.path, sha256=sha256, size=len(draft.content)),
-        TagsSet(tags={digest_tag(draft.path): sha256}),
-    ]
+    return [ArtifactLogged(path=draft.path, sha256=sha256, size=len(draft.content))]
 
 
 _NAME = re.compile(r"[/\w.\- :]+")
@@ -231,14 +225,6 @@ def check_path(path: str) -> None:
             f"artifact path {encodable(path)[:80]!r}: use a relative path without '..', control characters, "
             f"#, ? or %20, of at most {_MAX_PATH} bytes, each part of at most {_MAX_NAME}"
         )
-
-
-def digest_tag(path: str) -> str:
-    """The tag that holds an artifact's digest. A path that can't be part of a tag's name is hashed."""
-    tag = DIGEST_TAG + path
-    if len(tag) <= _MAX_KEY and _NAME.fullmatch(tag) and posixpath.normpath(tag) == tag:
-        return tag
-    return f"{DIGEST_TAG}path.{hashlib.sha256(path.encode()).hexdigest()}"
 
 
 def _number(name: str, value: Any) -> float:

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import inspect
 import io
 import json
 import logging
@@ -17,8 +18,10 @@ from dspy.utils.saving import get_dependency_versions
 from pydantic import SecretStr
 
 from agentcore._redaction import Redactor, encodable, first_line
+from agentcore._types import parse_type, type_text
 from agentcore.errors import ArtifactError, ConfigurationError
 from agentcore.lm import is_secret_attribute, program_secrets
+from agentcore.tracking._demos import as_prompted, dump_demos, load_demos, messages_of
 from agentcore.tracking._manifest import FORMAT, NAME, checked_file, read_manifest
 from agentcore.tracking._signing import signature_file, signed
 from agentcore.tracking._trust import (
@@ -28,7 +31,6 @@ from agentcore.tracking._trust import (
     stored_state,
     stored_type,
 )
-from agentcore.tracking._types import parse_type, type_text
 
 _logger = logging.getLogger(__name__)
 
@@ -46,15 +48,23 @@ def save_program(
     metadata: Mapping[str, Any] | None = None,
     program_path: str | None = None,
     redactor: Redactor | None = None,
+    attributes: Mapping[str, Any] | None = None,
+    example: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
     """Write `{name}.json`, `{name}.pkl` and `{name}_metadata.json`, and `{name}.sig` if
     `AGENTCORE_SIGNING_KEY` is set; return the sha256 of each file.
 
-    LMs are left out of the state and the pickle, and secrets are redacted.
+    LMs are left out of the state and the pickle, and secrets are redacted. What was written is loaded again
+    and must make the same messages for `example` as the program itself.
 
     Args:
         program: a `dspy.Module`.
         program_path: `package.module:object`, where the program can be imported from.
+        attributes: `program_attributes` of the program before it ran, if it has run.
+        example: the inputs of a real example.
+
+    Raises:
+        ArtifactError: the saved program would prompt differently.
     """
     if not NAME.fullmatch(name):
         raise ConfigurationError(f"artifact name {name!r}: use letters, digits, '_', '-' and '.'")
@@ -67,8 +77,8 @@ def save_program(
         digests[filename] = hashlib.sha256(content).hexdigest()
 
     content = redactor.for_content()
-    state = _state(program)
-    cleaned = content.value(json.loads(_json(state)))
+    state = json.loads(_json(_state(program)))
+    cleaned = content.value(state)
     write(f"{name}.json", _json(cleaned).encode())
     pickled, why_not = _pickled(program, content)
     if pickled is not None:
@@ -79,20 +89,64 @@ def save_program(
         "program": {
             "class": _class_path(program),
             "path": program_path,
-            "attributes": _attributes(program),
+            **(program_attributes(program) if attributes is None else attributes),
         },
         "predictors": _signatures(program),
         "versions": _versions(),
         "files": dict(digests),
-        "redacted": cleaned != json.loads(_json(state)),
+        "redacted": cleaned != state,
         "pickle": "read it only with trust_pickle=True" if pickled is not None else f"not written: {why_not}",
         "metadata": dict(metadata or {}),
     }
-    written = _json(redactor.value(json.loads(_json(manifest)))).encode()
-    write(f"{name}_metadata.json", written)
-    if (signature := signed(written)) is not None:
-        write(signature_file(name), signature)
+
+    def finish() -> None:
+        written = _json(redactor.value(json.loads(_json(manifest)))).encode()
+        write(f"{name}_metadata.json", written)
+        if (signature := signed(written)) is not None:
+            write(signature_file(name), signature)
+
+    finish()
+    if manifest["redacted"]:
+        return digests
+    wanted = messages_of(program, example or {})
+    if _messages_again(manifest, cleaned, program, example or {}) != wanted:
+        # JSON's forms of the demonstrations make another prompt: keep their types as well.
+        manifest["demos"] = _typed_demos(program)
+        finish()
+    found = _messages_again(manifest, cleaned, program, example or {})
+    if found != wanted:
+        raise ArtifactError(_difference(name, wanted, found))
     return digests
+
+
+def _messages_again(
+    manifest: Mapping[str, Any], state: Any, program: dspy.Module, example: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The messages of the program, as it is loaded from what was just written."""
+    manifest, name = json.loads(_json(manifest)), manifest["name"]
+    try:
+        again = _rebuild(manifest)
+        _check_fit(again, manifest, name)
+    except ArtifactError:  # its class needs arguments, or is a notebook's
+        again = program.deepcopy()
+    _fill(again, _json(state).encode(), manifest, name)
+    return messages_of(again, example)
+
+
+def _typed_demos(program: dspy.Module) -> dict[str, Any]:
+    return {name: dump_demos(predictor.demos) for name, predictor in program.named_predictors()}
+
+
+def _difference(name: str, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    place = next(key for key in [*wanted, *found] if wanted.get(key) != found.get(key))
+    before, after = _json(wanted.get(place)), _json(found.get(place))
+    start = next((at for at, pair in enumerate(zip(before, after, strict=False)) if len(set(pair)) > 1), 0)
+    around = slice(max(0, start - 20), start + 60)
+    return (
+        f"{name} was not saved: after reloading, the prompt of predictor {place} would contain "
+        f"{after[around]!r} where the measured program's has {before[around]!r}. Give the field a type that "
+        "Pydantic can write as JSON and read back"
+    )
 
 
 def _json(content: Any) -> str:
@@ -129,11 +183,25 @@ def load_program(
         return cloudpickle.loads(content)  # the caller asked for it
     fresh = program.deepcopy() if program is not None else _rebuild(manifest)
     _check_fit(fresh, manifest, name)
+    _fill(fresh, content, manifest, name)
+    return fresh
+
+
+def _fill(program: dspy.Module, content: bytes, manifest: Mapping[str, Any], name: str) -> None:
+    """Load a stored state; demonstrations get the types that the prompt depends on."""
     state = json.loads(content)
     state.pop("metadata", None)
-    _tell_left_out(stored_state(fresh, state))
-    fresh.load_state(state)
-    return fresh
+    _tell_left_out(stored_state(program, state))
+    program.load_state(state)
+    typed = manifest.get("demos") or {}
+    for place, predictor in program.named_predictors():
+        if place in typed:
+            try:
+                predictor.demos = load_demos(typed[place], manifest["program"]["class"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ArtifactError(
+                    f"{name}: the demonstrations of {place} can't be restored ({first_line(error)})"
+                ) from None
 
 
 def program_state(program: dspy.Module) -> dict[str, Any]:
@@ -144,7 +212,9 @@ def program_state(program: dspy.Module) -> dict[str, Any]:
             return parameter.dump_state()
         bare = copy.copy(parameter)
         bare.lm = None  # some LMs can't be dumped, and none belongs here
-        return {**bare.dump_state(), "traces": [], "train": []}
+        bare.demos = []
+        demos = [{key: as_prompted(item) for key, item in demo.items()} for demo in parameter.demos]
+        return {**bare.dump_state(), "traces": [], "train": [], "demos": demos}
 
     if isinstance(program, dspy.Predict):
         return cast(dict[str, Any], dump(program))
@@ -193,16 +263,18 @@ def _without_connection(config: Mapping[str, Any]) -> dict[str, Any]:
     return stored_settings(dict(config))[0]
 
 
-def _attributes(program: dspy.Module) -> dict[str, Any]:
-    """Plain attributes of the user's modules, such as constructor arguments, which DSPy doesn't save."""
-    found = {}
+def program_attributes(program: dspy.Module) -> dict[str, dict[str, Any]]:
+    """The plain attributes of the user's modules, which DSPy doesn't save: `attributes` that constructors
+    take, which decide what the program is, and a `state` of others, which may change as it runs."""
+    found: dict[str, dict[str, Any]] = {"attributes": {}, "state": {}}
     for path, module in program.named_sub_modules():
         if type(module).__module__.startswith("dspy."):
             continue
+        taken = inspect.signature(type(module).__init__).parameters
         for name, value in vars(module).items():
             secret = isinstance(value, str) and is_secret_attribute(name)
             if not name.startswith("_") and isinstance(value, (bool, int, float, str)) and not secret:
-                found[f"{path}.{name}"] = value
+                found["attributes" if name in taken else "state"][f"{path}.{name}"] = value
     return found
 
 
@@ -246,7 +318,9 @@ def _rebuild(manifest: Mapping[str, Any]) -> Any:
             _tell_left_out(left_out)
             return _BY_SIGNATURE[class_path](_signature(spec, class_path), **settings)
         if class_path.startswith("__main__:"):
-            raise ArtifactError(f"the program's class {class_path!r} was defined in a script. {advice}")
+            raise ArtifactError(
+                f"the program's class {class_path!r} was defined in a script or notebook. {advice}"
+            )
         return stored_class(class_path)()
     except ConfigurationError as error:
         raise ArtifactError(f"{error}. {advice}") from None
@@ -295,11 +369,19 @@ def _check_fit(program: dspy.Module, manifest: Mapping[str, Any], name: str) -> 
             f"{name} doesn't fit the program: saved with {_shape_text(expected)}, "
             f"but the program has {_shape_text(actual)}"
         )
-    saved, own = manifest["program"]["attributes"], _attributes(program)
-    differing = [path for path, value in saved.items() if own.get(path, value) != value]
-    if differing:
-        told = ", ".join(f"{path} was {saved[path]!r} and is {own[path]!r}" for path in differing)
+    own = program_attributes(program)
+    if told := _changes(manifest["program"]["attributes"], own["attributes"]):
         raise ArtifactError(f"{name} doesn't fit the program: {told}. Pass the right instance as program=")
+    if told := _changes(manifest["program"].get("state", {}), own["state"]):
+        _logger.warning("%s was saved with a different state, which DSPy doesn't restore: %s", name, told)
+
+
+def _changes(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{path} was {value!r} and is {own[path]!r}"
+        for path, value in saved.items()
+        if own.get(path, value) != value
+    )
 
 
 def _shape_text(shape: Mapping[str, list[tuple[str, str]]]) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentcore._version import __version__
+from agentcore.errors import ArtifactError
 from agentcore.tracking._connection import Held
+from agentcore.tracking._digests import digests_of
 from agentcore.tracking._events import DatasetUsed, MetricsLogged, ModelLogged, ParamsLogged, TagsSet
 from agentcore.tracking._manifest import read_manifest
 from agentcore.tracking._replies import NOT_MLFLOW
@@ -85,6 +87,14 @@ def take(client: "MlflowClient", run_id: str, token: str, previous: str | None) 
     if known not in (previous, token):
         raise Held(ANOTHER_COPY.format(run_id[:8]))
     client.set_tag(run_id, TAKEN_TAG, token)
+
+
+def known_digests(client: "MlflowClient", run_id: str) -> dict[str, str]:
+    """The digests of artifacts on a run; none if somebody damaged them."""
+    try:
+        return digests_of(client.get_run(run_id).data.tags)
+    except ArtifactError:
+        return {}
 
 
 def deleted(client: "MlflowClient", run_id: str) -> str | None:

@@ -28,6 +28,8 @@ async def model_drafts(
     program_path: str | None,
     default_lm: str | None = None,
     as_logged_model: bool = True,
+    attributes: Mapping[str, Any] | None = None,
+    example: Mapping[str, Any] | None = None,
 ) -> list[Draft]:
     """The entries of a model; see `RunTracker.log_model_artifact`."""
     import dspy
@@ -43,6 +45,8 @@ async def model_drafts(
                 metadata=metadata,
                 program_path=program_path,
                 redactor=entries.redactor,
+                attributes=attributes,
+                example=example,
             )
             files: list[Draft] = []
             for name in digests:

@@ -21,7 +21,8 @@ from agentcore.journal import Journal
 from agentcore.settings import MLflowConfig, Settings
 from agentcore.tracking._connection import Held
 from agentcore.tracking._delivery import Delivery
-from agentcore.tracking._entries import Draft, Entries, RunRequest, digest_tag
+from agentcore.tracking._digests import digests_of
+from agentcore.tracking._entries import Draft, Entries, RunRequest
 from agentcore.tracking._events import RunEnded
 from agentcore.tracking._gateway import Gateway, best_run_query
 from agentcore.tracking._manifest import recorded_digests
@@ -289,7 +290,7 @@ class RunTracker:
         with scratch() as directory:
             file = await self._download(run.info.run_id, path, directory)
             content = await run_in_thread(file.read_bytes)
-        recorded = run.data.tags.get(digest_tag(path))
+        recorded = digests_of(run.data.tags).get(path)
 
         def parse() -> Any:
             if recorded is not None and hashlib.sha256(content).hexdigest() != recorded:

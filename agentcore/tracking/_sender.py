@@ -9,6 +9,7 @@ from agentcore._naming import short_id
 from agentcore.errors import LeaseLostError, PayloadGoneError
 from agentcore.journal import Entry, Journal, Lease, Stream
 from agentcore.tracking._connection import Connection, Held, Rejected
+from agentcore.tracking._digests import digest_tags
 from agentcore.tracking._entries import refusal
 from agentcore.tracking._events import (
     ArtifactLogged,
@@ -28,6 +29,7 @@ from agentcore.tracking._requests import (
     delete_doubles,
     deleted,
     get_or_create_experiment,
+    known_digests,
     log_batch,
     log_inputs,
     log_model,
@@ -68,6 +70,7 @@ class Sender:
         self.attempted = stream.attempted
         self.position = stream.delivered
         self.on_progress = on_progress
+        self._digests: dict[str, str] | None = None
 
     def run(self) -> None:
         """Deliver all waiting entries.
@@ -155,6 +158,7 @@ class Sender:
             file = directory / name
             file.write_bytes(self.journal.payloads.get(event.sha256))
             self._upload(run_id, file, folder)
+            self._record(run_id, event)
         elif isinstance(event, FilesRendered):
             event.render(directory)
             for file in sorted(directory.iterdir()):
@@ -167,6 +171,17 @@ class Sender:
             self.connection.run(lambda client: log_model(client, run_id, event, files, directory / "pyfunc"))
         else:
             raise AssertionError(f"no delivery is defined for {type(event).__name__}")
+
+    def _record(self, run_id: str, event: ArtifactLogged) -> None:
+        """Add an artifact's digest to those on the run."""
+        if self._digests is None:
+            self._digests = self.connection.run(lambda client: known_digests(client, run_id))
+        if self._digests.get(event.path) == event.sha256:
+            return
+        digests = {**self._digests, event.path: event.sha256}
+        tags = TagsSet(tags=digest_tags(digests))
+        self.connection.run(lambda client: log_batch(client, run_id, [tags]))
+        self._digests = digests
 
     def _upload(self, run_id: str, file: Path, folder: str) -> None:
         self.connection.run(lambda client: upload(client, run_id, file, folder))

@@ -12,7 +12,9 @@ import pandas as pd
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
 
-from agentcore.data import check_inputs
+from agentcore._json import jsonable
+from agentcore._threads import run_to_its_end
+from agentcore.evaluation import check_reserved, interface_of
 from agentcore.lm import check_stored_name, resolve_lm
 from agentcore.settings import Settings
 from agentcore.tracking import load_program
@@ -28,12 +30,19 @@ class ProgramModel(PythonModel):  # type: ignore[misc,unused-ignore]
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
-        """A row of output fields for each row of input fields."""
-        check_inputs(model_input.columns, "model_input")
+        """A row of output fields, as JSON has them, for each row of input fields."""
+        check_reserved(self.program, model_input.columns, "model_input")
         lm = resolve_lm(Settings().lm or self.default_lm)
+        interface = interface_of(self.program)
         with dspy.context(lm=lm):
             rows: list[dict[str, Any]] = model_input.to_dict("records")
-            return pd.DataFrame([dict(self.program(**row).items()) for row in rows])
+            answers = [self._answer({key: interface.typed(key, row[key]) for key in row}) for row in rows]
+        return pd.DataFrame([jsonable(dict(answer.items())) for answer in answers])
+
+    def _answer(self, inputs: dict[str, Any]) -> Any:
+        if hasattr(type(self.program), "forward"):
+            return self.program(**inputs)
+        return run_to_its_end(lambda: self.program.acall(**inputs))
 
 
 set_model(ProgramModel())

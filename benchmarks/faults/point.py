@@ -78,7 +78,7 @@ def state_of(client: MlflowClient, experiment: str) -> list[dict[str, Any]]:
             },
             "account": {key: run.data.metrics.get(key, 0.0) for key in ACCOUNT},
             "measured": set(run.data.metrics),
-            "params": {key: value for key, value in run.data.params.items() if key != "optimization_time"},
+            "params": run.data.params,
             "tags": {
                 key: value
                 for key, value in run.data.tags.items()
@@ -88,7 +88,8 @@ def state_of(client: MlflowClient, experiment: str) -> list[dict[str, Any]]:
                 key for key in run.data.tags if key.startswith(OWN_TAGS) and key != "agentcore.taken"
             },
             "history": [
-                (item.step, item.value) for item in client.get_metric_history(run.info.run_id, "trial_score")
+                (item.step, item.value)
+                for item in client.get_metric_history(run.info.run_id, "validation_score")
             ],
             "artifacts": {
                 item.path

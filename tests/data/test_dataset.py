@@ -83,8 +83,6 @@ def test_given_splits_refuse_a_shared_example():
         ([{}], "row 1: no fields"),
         ([{"q": "a", "answer": "b"}, {"q": "a"}], r"row 2: its fields differ .*lacks answer"),
         ([{"q": "a", "answer": "b"}, {"q": "a", "answer": "b", "x": 1}], r"row 2: .*has extra x"),
-        ([{"q": "a", "answer": None}], r"row 1, field 'answer': missing value"),
-        ([{"q": " ", "answer": "b"}], r"row 1, field 'q': missing value"),
         ([{"q": float("nan"), "answer": "b"}], r"row 1, field 'q': nan is not a finite number"),
         (
             [{"q": "a", "answer": object()}],
@@ -139,10 +137,12 @@ def test_marked_inputs_of_dspy_examples_win():
         ("a.jsonl", "[1]\n", "line 1: expected an object"),
         ("a.json", "{}", "expected a list"),
         ("a.json", "[", "a.json: not valid JSON"),
-        ("a.csv", "q,answer\n1,2,3\n", "line 2: number of columns differs"),
-        ("a.csv", "q,answer\n1\n", "line 2: number of columns differs"),
+        ("a.csv", "q,answer\n1,2,3\n", "line 2: it has 3 columns, but the header has 2"),
+        ("a.csv", "q,answer\n1\n", "line 2: it has 1 columns, but the header has 2"),
         ("a.csv", "q,answer\n", "no examples"),
-        ("a.csv", "q,answer\n,x\n", "missing value"),
+        ("a.csv", "q,answer,q\n1,2,3\n", "column 'q' appears twice in the header"),
+        ("a.csv", "q,answer\n1,2\nq,answer\n3,4\n", "line 3: this line repeats the header"),
+        ("a.parquet", "x", "can't be read as Parquet"),
         ("a.txt", "x", "unknown data format"),
     ],
 )
@@ -200,8 +200,8 @@ def test_names_that_dspy_takes_for_itself(name):
 
 @pytest.mark.parametrize(
     "value",
-    ["\ud83d", {1: "a", "b": 2}, [float("inf")], {"a": object()}, 10**5000],
-    ids=["surrogate", "mixed keys", "infinity", "object", "long integer"],
+    ["\ud83d", [float("inf")], {"a": object()}, 10**5000, {object(): 1}, lambda: 0],
+    ids=["surrogate", "infinity", "object", "long integer", "object as key", "function"],
 )
 def test_values_that_json_cannot_hold(value):
     with pytest.raises(DataError, match="row 1, field 'q'"):
@@ -213,9 +213,6 @@ def test_arrays_are_lists():
 
 
 def test_files_that_break_their_parsers(tmp_path):
-    (tmp_path / "a.csv").write_text("q,answer\n" + "x" * 200_000 + ",b\n")
-    with pytest.raises(DataError, match="can't be read as CSV"):
-        load_dataset(tmp_path / "a.csv")
     (tmp_path / "a.jsonl").write_text("[" * 100_000 + "\n")
     with pytest.raises(DataError, match="line 1: not valid JSON"):
         load_dataset(tmp_path / "a.jsonl")

@@ -82,7 +82,7 @@ async def test_the_winner_is_measured_from_what_was_kept_for_it(unlimited):
     result, _ = await optimize({"max_tokens": cap})
     assert result.status == "budget_exhausted"
     assert result.comparison.examples == len(colours(60).split(seed=0).test)
-    assert any(f"max_tokens ({cap}) was reached" in message for message in result.warnings)
+    assert any(f"max_tokens ({cap}, of which " in message for message in result.warnings)
 
 
 async def test_a_cap_reached_while_the_winner_is_measured_says_of_how_many(monkeypatch, unlimited):

@@ -54,7 +54,7 @@ async def test_cancelling_stops_all_calls_and_keeps_the_best(config, stage, prog
 
 @pytest.mark.parametrize(
     ("program", "number", "code"),
-    [("async", signal.SIGINT, 130), ("sync", signal.SIGINT, 130), ("async", signal.SIGTERM, 143)],
+    [("sync", signal.SIGINT, 130), ("async", signal.SIGTERM, 143)],
 )
 def test_ctrl_c_in_a_terminal(tmp_path, program, number, code):
     """The process ends within 2 s of the signal, with the run KILLED and its best candidate kept."""

@@ -40,7 +40,7 @@ async def test_the_second_is_refused(config, tmp_path, monkeypatch):
     with pytest.raises(ConfigurationError, match="resumed from another copy of this journal"):
         await pipeline_for(config, lm=lm).resume(run_id)
     assert lm.engine.calls == 0
-    history = MlflowClient(config.tracking_uri).get_metric_history(result.run_id, "trial_score")
+    history = MlflowClient(config.tracking_uri).get_metric_history(result.run_id, "validation_score")
     steps = [item.step for item in history]
     assert steps == sorted(set(steps))
     # The first one may go on as often as it likes.
@@ -67,7 +67,7 @@ async def test_so_it_is_where_mlflow_could_not_be_asked(config, tmp_path, monkey
     with pytest.raises(TrackingError, match="resumed from another copy of this journal"):
         await second.flush(20)
     assert open_journal().stream(run_id).waiting > 0
-    history = MlflowClient(config.tracking_uri).get_metric_history(result.run_id, "trial_score")
+    history = MlflowClient(config.tracking_uri).get_metric_history(result.run_id, "validation_score")
     assert len({item.step for item in history}) == len(history)
 
 

@@ -100,15 +100,16 @@ async def fails(config, url: str) -> None:
     assert run.info.status == "FAILED"
     assert "language model failed" in run.data.tags["error"]
     assert "optimized_quality_score" not in run.data.metrics
-    assert run.data.metrics.get("trial_score", 1) > 0
+    assert run.data.metrics.get("validation_score", 1) > 0
 
 
 #: Requests: 17 of the baseline, then bootstrapping and proposals, then trials.
 STAGES = pytest.mark.parametrize("after", [0, 20, 60], ids=["baseline", "bootstrap", "trials"])
 
 
-@STAGES
-@pytest.mark.parametrize("fault", ["500", "malformed", "401"])
+@pytest.mark.parametrize(
+    ("fault", "after"), [("500", 0), ("malformed", 20), ("401", 60), ("500", 60), ("401", 0)]
+)
 async def test_a_server_that_fails_makes_the_run_fail(config, server, fault, after):
     await fails(config, server.url(fault, after))
 
@@ -129,7 +130,7 @@ async def test_a_server_that_hangs_makes_the_run_fail_within_its_time_limits(ser
 
 async def test_no_server_at_all():
     lm = connect("http://127.0.0.1:9/v1", num_retries=0)
-    with pytest.raises(LMUnavailableError, match=r"First errors: example \d+: LM"):
+    with pytest.raises(LMUnavailableError, match=r"the language model failed .*: LMTransportError"):
         await OptimizationPipeline(AsyncClassifier(), lm=lm, enable_tracking=False).run_optimization(
             request(), training_data=colours()
         )

@@ -26,7 +26,7 @@ def landed(config: MLflowConfig, tmp_path):
 
 def recorded_splits():
     journal, _, job = find_unfinished(UNFINISHED)
-    return recorded_data(json.loads(journal.payloads.get(job.data)), UNFINISHED)
+    return recorded_data(json.loads(journal.payloads.get(job.data)), UNFINISHED, job.spec["program"]["class"])
 
 
 def pipeline_for(config, **values):

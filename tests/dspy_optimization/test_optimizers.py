@@ -219,9 +219,10 @@ async def test_several_are_compared_on_validation_and_the_winner_is_tested_once(
     lm, events = offline_lm(), []
     names = ["labeled_few_shot", "bootstrap_random_search", "miprov2", "copro"]
     result = await optimize(*names, lm=lm, events=events)
-    told = result.optimization_details["algorithms"]
-    assert set(told["best_validation_score"]) == set(names)
-    assert told["best_validation_score"][told["winner"]] == max(told["best_validation_score"].values())
+    told = result.optimization_details["optimizers"]
+    assert list(told) == names
+    best = max(item["validation_score"] for item in told.values())
+    assert told[result.winning_optimizer]["validation_score"] == best
     measured = [event for event in events if event.kind == "example_measured"]
     winner = {event.candidate for event in measured if event.evaluation == "winner"}
     assert len(winner) == 1

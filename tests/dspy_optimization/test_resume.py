@@ -33,6 +33,7 @@ TIMES = {
     *(f"{side}_{kind}_latency_ms" for side in ("baseline", "optimized") for kind in ("avg", "median")),
 }
 ACCOUNT = {"lm_calls", "total_tokens"}
+OF_THE_PROCESS = {"command", "git_commit"}
 
 
 def pipeline_for(config, lm=None, on_event=None, **arguments):
@@ -125,7 +126,7 @@ async def test_a_stopped_run_ends_as_an_undisturbed_one(config, undisturbed, wan
     assert (run.info.run_id, run.info.status) == (result.run_id, "FINISHED")
     assert run.data.tags["optimization_status"] == "completed"
     assert run.data.metrics["lm_calls"] == result.spend.calls
-    history = MlflowClient(config.tracking_uri).get_metric_history(run.info.run_id, "trial_score")
+    history = MlflowClient(config.tracking_uri).get_metric_history(run.info.run_id, "validation_score")
     assert [(item.step, item.value) for item in history] == [
         (item["trial"], item["score"]) for item in undisturbed.optimization_details["trials"]
     ]
@@ -632,8 +633,8 @@ def seen_in(stack, experiment, result):
     return (
         {name: value for name, value in result.items() if name not in ("id", "calls")},
         {name: value for name, value in run.data.metrics.items() if name not in TIMES | ACCOUNT},
-        {name: value for name, value in run.data.params.items() if name != "optimization_time"},
-        [(item.step, item.value) for item in client.get_metric_history(key, "trial_score")],
+        {name: value for name, value in run.data.params.items() if name not in OF_THE_PROCESS},
+        [(item.step, item.value) for item in client.get_metric_history(key, "validation_score")],
         {item.path for folder in ("", "models", "plots") for item in client.list_artifacts(key, folder)},
         run.info.status,
         len(run.inputs.dataset_inputs),

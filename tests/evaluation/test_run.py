@@ -263,7 +263,8 @@ def test_exact_match_folds_text_and_compares_numbers():
     example = dspy.Example(q=1, text="New  York", number=0.1 + 0.2, flag=True).with_inputs("q")
     assert exact_match(example, dspy.Prediction(text="new york", number=0.3, flag=True))
     assert not exact_match(example, dspy.Prediction(text="new york", number=0.31, flag=True))
-    assert not exact_match(example, dspy.Prediction(text="new york", number=0.3))
+    with pytest.raises(MetricError, match=r"compares the label 'flag', but .* has only text, number"):
+        exact_match(example, dspy.Prediction(text="new york", number=0.3))
     assert Dataset.from_rows([{"q": 1, "answer": "x"}])[0].labels == {"answer": "x"}
 
 

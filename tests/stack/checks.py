@@ -231,7 +231,7 @@ def is_complete(stack: Stack, result: dict[str, Any], name: str) -> None:
     expect(run.info.status == "FINISHED", f"{name}: {run.info.status}")
     for metric, value in result["metrics"].items():
         expect(abs(run.data.metrics[metric] - value) < 1e-9, f"{name}: {metric}")
-    logged = mlflow.get_metric_history(run.info.run_id, "trial_score")
+    logged = mlflow.get_metric_history(run.info.run_id, "validation_score")
     expect(len(result["trials"]) == len(logged), f"{name}: trials are missing")
 
 

@@ -10,6 +10,7 @@ from agentcore.errors import ArtifactError, ConfigurationError, TrackingError
 from agentcore.journal import open_journal
 from agentcore.tracking import MetricsLogged
 from agentcore.tracking import _delivery as delivery_module
+from agentcore.tracking._digests import DIGESTS_TAG, digest_tags, digests_of
 from tests.support import request
 
 
@@ -120,10 +121,28 @@ async def test_other_names_are_stored_and_read_back(server, path):
     await tracker.flush(timeout=30)
     assert await tracker.read_json(run_id, path) == {"a": 1}
     run = await tracker.get_run(run_id)
-    (digest,) = [name for name in run.data.tags if name.startswith("agentcore.sha256.")]
-    await tracker.set_tags({digest: "0" * 64}, run_id=run_id)
+    assert list(digests_of(run.data.tags)) == [path]
+    await tracker.set_tags(digest_tags({path: "0" * 64}), run_id=run_id)
     with pytest.raises(ArtifactError, match="was changed"):
         await tracker.read_json(run_id, path)
+    await tracker.set_tags({DIGESTS_TAG: "no JSON"}, run_id=run_id)
+    with pytest.raises(ArtifactError, match="somebody has changed it"):
+        await tracker.read_json(run_id, path)
+
+
+async def test_the_digests_of_many_artifacts_are_in_few_tags(config):
+    tracker = MLflowTracker(config)
+    run_id = await tracker.start_run(request())
+    for number in range(120):
+        await tracker.log_json(f"some/long/folder/{number}.json", {"number": number})
+    await tracker.log_json("some/long/folder/7.json", {"number": "again"})
+    await tracker.flush(timeout=60)
+    run = await tracker.get_run(run_id)
+    names = [name for name in run.data.tags if name.startswith(DIGESTS_TAG)]
+    assert sorted(names) == [DIGESTS_TAG, f"{DIGESTS_TAG}.2", f"{DIGESTS_TAG}.3"]
+    assert all(len(run.data.tags[name]) <= 5000 for name in names)
+    assert len(digests_of(run.data.tags)) == 120
+    assert await tracker.read_json(run_id, "some/long/folder/7.json") == {"number": "again"}
 
 
 @pytest.mark.parametrize("text", ["\0 at the start", "in the \0 middle", "lone \ud800 surrogate"])

@@ -8,10 +8,11 @@ import dspy
 import pytest
 from mlflow import MlflowClient
 
-from agentcore.data import Dataset, Example, check_inputs, load_dataset
+from agentcore.data import load_dataset
 from agentcore.dspy_optimization import OptimizationPipeline
 from agentcore.dspy_optimization.tracking import MLflowTracker
 from agentcore.errors import ArtifactError, DataError
+from agentcore.evaluation import evaluate, resolve_metric
 from agentcore.lm import offline_lm
 from agentcore.tracking import load_program, save_program
 from tests.support import Classifier, colours, request
@@ -20,20 +21,54 @@ ELSEWHERE = {"api_base": "http://127.0.0.1:9/v1", "api_key": "stolen"}
 RESERVED = ["config", "demos", "lm", "signature", "new_signature", "prediction", "max_iters", "_trace"]
 
 
+class Anything(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.predict = dspy.Predict("thing -> label")
+
+    def forward(self, *args, **kwargs):
+        return self.predict(**kwargs)
+
+
+class TakesConfig(dspy.Module):
+    """Its own parameter, which DSPy's modules never see by this name."""
+
+    def __init__(self):
+        super().__init__()
+        self.predict = dspy.Predict("thing, options -> colour")
+
+    def forward(self, thing, config):
+        return self.predict(thing=thing, options=config)
+
+
+async def test_a_parameter_of_the_users_own_forward_may_have_any_name():
+    rows = [{**row, "config": ELSEWHERE} for row in colours().rows()]
+    result = await OptimizationPipeline(
+        TakesConfig(), lm=offline_lm(), enable_tracking=False
+    ).run_optimization(request(), training_data=rows)
+    assert result.optimized_performance.quality_score > 0.5
+
+
 @pytest.mark.parametrize("name", RESERVED)
 async def test_data_has_no_input_that_dspy_takes_for_its_own_argument(name):
     rows = [{"thing": row["thing"], "label": row["colour"], name: ELSEWHERE} for row in colours().rows()]
     lm = offline_lm()
-    with pytest.raises(DataError, match=f"an input named {name} for its own argument"):
+    with pytest.raises(DataError, match=f"an input named {name} as one of its own arguments"):
         await OptimizationPipeline(lm=lm, enable_tracking=False).run_optimization(
             request(), training_data=rows
         )
-    with pytest.raises(DataError, match="Rename the field"):
-        load_dataset([dspy.Example(**rows[0]).with_inputs("thing", name)])
-    with pytest.raises(DataError, match="Rename the field"):
-        Dataset("by hand", (Example(rows[0], ("thing", name)),), ("thing", name))
-    with pytest.raises(DataError, match="model_input: DSPy takes"):
-        check_inputs(["thing", name], "model_input")
+    data = load_dataset(rows, input_fields=["thing", name])
+    for program in (
+        Anything(),
+        Classifier(),
+        dspy.Predict("thing -> label"),
+        dspy.ReAct("thing -> label", []),
+    ):
+        pipeline = OptimizationPipeline(program, lm=lm, enable_tracking=False)
+        with pytest.raises(DataError, match="Rename the field"):
+            await pipeline.run_optimization(request(), training_data=data)
+        with pytest.raises(DataError, match="Rename the field"):
+            await evaluate(program, data, resolve_metric(None), lm=lm)
     assert lm.engine.calls == 0
 
 

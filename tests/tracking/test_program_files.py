@@ -7,11 +7,11 @@ import pydantic
 import pytest
 
 from agentcore._redaction import Redactor
+from agentcore._types import parse_type, type_text
 from agentcore.errors import ArtifactError
 from agentcore.lm import offline_lm
 from agentcore.tracking import load_program, save_program
 from agentcore.tracking._trust import stored_type
-from agentcore.tracking._types import parse_type, type_text
 from tests.support import AsyncClassifier, Classifier, Colour
 
 KEY = "sk-sentinel-0123456789"

@@ -58,7 +58,7 @@ async def test_figures_under_their_exact_names(tracker):
         "iterations": 3.0,
         "duration_seconds": 1.5,
     }
-    assert run.data.params == {"algorithm": "miprov2", "optimization_time": "1.5"}
+    assert run.data.params == {"algorithm": "miprov2"}
     expected = {"target_type": "component", "target_id": "colours", "environment": "development"}
     assert {**run.data.tags, **expected, "version": "7", "team": "a"} == run.data.tags
     assert run.info.status == "FINISHED"

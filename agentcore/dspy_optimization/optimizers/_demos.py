@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,12 +11,16 @@ import dspy
 
 from agentcore.data import Example
 from agentcore.dspy_optimization.optimizers._task import SearchTask
+from agentcore.errors import AgentCoreError
+from agentcore.lm import is_lm_failure
+from agentcore.tracking import dump_demos
 
 DemoSet = list[list[Any]]
 """The demonstrations of one set, by predictor."""
 
 MAX_ERRORS = 10
-"""How many examples may fail while one set is bootstrapped before the search fails; DSPy's default."""
+"""How many examples the LM may fail on while one set is bootstrapped before the search fails; DSPy's
+default."""
 
 
 @dataclass(frozen=True)
@@ -136,17 +139,24 @@ class _Bootstrap(dspy.BootstrapFewShot):
             f"demos-{self._number}-{position}",
             lambda: self._attempt(example),
             lambda made: None if made is None else {name: dump_demos(demos) for name, demos in made.items()},
-            lambda kept: None if kept is None else {name: load_demos(demos) for name, demos in kept.items()},
+            lambda kept: (
+                None if kept is None else {name: self._task.demos(found) for name, found in kept.items()}
+            ),
         )
 
     async def _attempt(self, example: Example) -> dict[str, list[Any]] | None:
-        """The demonstrations from one run of the teacher; None if its prediction was not good enough."""
+        """The demonstrations from one run of the teacher; None if it failed or was not good enough."""
         teacher = self.teacher.deepcopy()  # each attempt drops its own example from the demonstrations
         names = {}
         for name, predictor in teacher.named_predictors():
             predictor.demos = [item for item in predictor.demos if item != example.dspy]
             names[id(predictor)] = name
-        prediction, trace = await self._task.trace(teacher, example)
+        try:
+            prediction, trace = await self._task.trace(teacher, example)
+        except Exception as error:
+            if is_lm_failure(error) or isinstance(error, AgentCoreError):
+                raise
+            return None
         if not await self._task.judge(example.dspy, prediction, trace):
             return None
         demos: dict[str, list[Any]] = {}
@@ -187,13 +197,3 @@ def _one_of(demos: list[Any]) -> list[Any]:
 
     rng = random.Random(Hasher.hash(tuple(demos)))
     return [rng.choice(demos[:-1]) if rng.random() < 0.5 else demos[-1]]
-
-
-def dump_demos(demos: Sequence[Any]) -> list[dict[str, Any]]:
-    """Demonstrations as JSON values; anything else becomes text."""
-    plain: list[dict[str, Any]] = json.loads(json.dumps([item.toDict() for item in demos], default=str))
-    return plain
-
-
-def load_demos(stored: Sequence[dict[str, Any]]) -> list[Any]:
-    return [dspy.Example(**item) for item in stored]

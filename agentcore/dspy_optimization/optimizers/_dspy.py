@@ -7,22 +7,56 @@ import dspy
 from dspy.utils.callback import BaseCallback
 
 from agentcore.dspy_optimization.optimizers._demos import keep_models
-from agentcore.dspy_optimization.optimizers._task import SearchTask
+from agentcore.dspy_optimization.optimizers._quiet import quiet
+from agentcore.dspy_optimization.optimizers._task import REFUSALS, SearchTask
+
+NO_END = 10**9
+"""How many failures of the program DSPy tolerates: they score 0, and outages end the search elsewhere."""
 
 
-async def compile_in_thread(task: SearchTask, compile_: Callable[[], Any]) -> Any:
+def synchronous(program: dspy.Module, task: SearchTask) -> dspy.Module:
+    """The program, whose class gets a `forward` if it has only `aforward`: DSPy's optimizers call programs
+    synchronously, from their threads."""
+    kind = type(program)
+    if hasattr(kind, "forward"):
+        return program
+
+    def forward(self: Any, **inputs: Any) -> Any:
+        return task.from_thread(lambda: self.aforward(**inputs))
+
+    named = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "forward": forward}
+    program.__class__ = type(kind.__name__, (kind,), {**named, "_asynchronous": kind})
+    return program
+
+
+def as_it_was(program: dspy.Module) -> dspy.Module:
+    """The program with its own class, after `synchronous`."""
+    program.__class__ = getattr(type(program), "_asynchronous", type(program))
+    return program
+
+
+async def compile_in_thread(task: SearchTask, compile_: Callable[[dspy.Module], Any]) -> Any:
     """Run DSPy's `compile`; return the best of its result and the candidates it scored on all of validation.
 
-    DSPy scores a failed LM call 0; here, the first call that fails after its retries ends the search.
+    DSPy scores a failed LM call 0; here, the first call that fails after its retries ends the search. If the
+    model that proposes has no usable answer, the candidates so far are what there is.
+
+    Args:
+        compile_: gets a copy of the program that can be called in DSPy's threads.
     """
     watcher, usual = _Watcher(task), task.guard.outage_after
     task.guard.outage_after = 1
+    student = synchronous(task.program.deepcopy(), task)
     try:
-        with dspy.context(callbacks=[*dspy.settings.callbacks, watcher]):
-            program = keep_models(await task.in_thread(compile_), task.program)
+        with quiet(), dspy.context(callbacks=[*dspy.settings.callbacks, watcher], max_errors=NO_END):
+            made = await task.in_thread(lambda: compile_(student))
+    except REFUSALS as error:
+        task.go_on_without("candidates", error)
+    else:
+        program = keep_models(as_it_was(made), task.program)
+        await task.score(program, task.validation.examples, full=True)
     finally:
         task.guard.outage_after = usual
-    await task.score(program, task.validation.examples, full=True)
     assert task.best is not None
     return task.best.program
 
@@ -31,6 +65,8 @@ def metric_for(task: SearchTask) -> Callable[..., float]:
     """The task's metric in the form that DSPy calls, from any thread; scores are 0–1."""
 
     def metric(example: dspy.Example, prediction: dspy.Prediction, trace: Any = None, *_: Any) -> float:
+        if prediction is None:  # the program failed
+            return 0.0
         return task.from_thread(lambda: task.scored(example, prediction, trace)).value
 
     return metric
@@ -47,7 +83,7 @@ class _Watcher(BaseCallback):
     def on_evaluate_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
         devset = inputs.get("devset") or instance.devset
         if {id(item) for item in devset} == self._whole:
-            self._open[call_id] = inputs["program"].deepcopy()
+            self._open[call_id] = as_it_was(inputs["program"].deepcopy())
 
     def on_evaluate_end(
         self, call_id: str, outputs: Any | None, exception: BaseException | None = None

@@ -21,7 +21,8 @@ from dspy.teleprompt.mipro_optimizer_v2 import BOOTSTRAPPED_FEWSHOT_EXAMPLES_IN_
 from agentcore._process import silence_dspy_source_listing
 from agentcore._redaction import first_line
 from agentcore.dspy_optimization.optimizers._demos import DemoSet, end
-from agentcore.dspy_optimization.optimizers._task import SearchTask
+from agentcore.dspy_optimization.optimizers._task import REFUSALS, SearchTask
+from agentcore.lm import is_lm_failure
 
 _VIEWED_AT_ONCE = 10
 _VIEWS = 10
@@ -60,7 +61,8 @@ async def propose(
     """Propose instructions for each predictor. The first is the predictor's own, which needs no LM call.
 
     The data set is summarized while the demonstrations are made and programs and modules are described; only
-    the instructions themselves wait for the summary.
+    the instructions themselves wait for the summary. Whatever the model has no usable answer for is left out;
+    an instruction that is left out becomes the predictor's own.
     """
     described = _Described(task, program)
     instructions = [[predictor.signature.instructions] for predictor in program.predictors()]
@@ -87,7 +89,8 @@ async def propose(
     finally:
         await end([summary])
     for plan, proposal in zip(asked, proposals, strict=True):
-        instructions[plan.predictor].append(proposal.result())
+        own = instructions[plan.predictor][0]
+        instructions[plan.predictor].append(own if proposal.result() is None else proposal.result())
     return instructions
 
 
@@ -100,21 +103,24 @@ class _Described:
     def __init__(self, task: SearchTask, program: dspy.Module) -> None:
         self.task = task
         self.program = program
+        self.told = False
         self.code: str | None = None
         try:
             self.code = utils.get_dspy_source_code(program)
         except Exception as error:  # noqa: BLE001 - a notebook's class has no source, for example
             task.log.warn(f"instructions are proposed without the program's source: {first_line(error)}")
 
-    async def summary(self) -> str:
-        """DSPy's data summary: observations on ten examples at a time, each view building on the last."""
+    async def summary(self) -> str | None:
+        """DSPy's data summary: observations on ten examples at a time, each view building on the last. None
+        if the model has no usable answer to any of them."""
         train = self.task.train.dspy()
         parts = [train[start : start + _VIEWED_AT_ONCE] for start in range(0, len(train), _VIEWED_AT_ONCE)]
-        seen, complete = "", 0
+        seen: str | None = None
+        complete = 0
         for number, part in enumerate(parts[:_VIEWS]):
             examples = order_input_keys_in_string(repr(part))
-            if number == 0:
-                seen = await self.ask("view-0", DatasetDescriptor, "observations", examples=examples)
+            if seen is None:
+                seen = await self.ask(f"view-{number}", DatasetDescriptor, "observations", examples=examples)
                 continue
             more = await self.ask(
                 f"view-{number}",
@@ -123,28 +129,41 @@ class _Described:
                 prior_observations=seen,
                 examples=examples,
             )
+            if more is None:
+                continue
             if more[: len(_COMPLETE)].upper() != _COMPLETE:
                 seen += more
                 continue
             complete += 1
             if complete >= _COMPLETE_ENOUGH:
                 break
-        return str(
-            strip_prefix(await self.ask("summary", ObservationSummarizer, "summary", observations=seen))
-        )
+        if seen is None:
+            return None
+        made = await self.ask("summary", ObservationSummarizer, "summary", observations=seen)
+        return None if made is None else str(strip_prefix(made))
 
-    async def ask(self, step: str, signature: Any, field: str, **inputs: Any) -> str:
-        async def make() -> str:
+    async def ask(self, step: str, signature: Any, field: str, **inputs: Any) -> str | None:
+        async def make() -> str | None:
             async with self.task.gate:
                 with self.task.stage("proposals"), dspy.context(lm=self.task.prompt_lm):
                     predict = dspy.Predict(signature, n=1, temperature=_TEMPERATURE)
-                    return str(getattr(await predict.acall(**inputs), field))
+                    try:
+                        return str(getattr(await predict.acall(**inputs), field))
+                    except REFUSALS as error:
+                        self.leave_out("a view of the data", error)
+                        return None
 
         return await self.task.step(step, make)
 
+    def leave_out(self, what: str, error: Exception) -> None:
+        """Tell once that part of the proposals is missing."""
+        if not self.told or is_lm_failure(error):
+            self.task.go_on_without(what, error)
+        self.told = True
+
     async def instruction(
-        self, plan: ProposalPlan, demos: dict[int, list[Any]], summary: "asyncio.Future[str]"
-    ) -> str:
+        self, plan: ProposalPlan, demos: dict[int, list[Any]], summary: "asyncio.Future[str | None]"
+    ) -> str | None:
         task = self.task
 
         def ask() -> str:
@@ -159,7 +178,8 @@ class _Described:
             final = generator.generate_module_instruction
 
             def generate(**inputs: Any) -> Any:
-                inputs["dataset_description"] = task.from_thread(lambda: asyncio.shield(summary))
+                found = task.from_thread(lambda: asyncio.shield(summary))
+                inputs["dataset_description"] = "Not available" if found is None else found
                 with task.slot():
                     return final(**{name: inputs[name] for name in final.signature.input_fields})
 
@@ -181,7 +201,11 @@ class _Described:
                 )
             return str(strip_prefix(made.proposed_instruction))
 
-        return await task.in_thread(ask)
+        try:
+            return await task.in_thread(ask)
+        except REFUSALS as error:
+            self.leave_out("an instruction", error)
+            return None
 
     def _recorded(self, step: str, predictor: Any) -> Any:
         """Wrap a predictor so that its answer is saved as a step of the run."""

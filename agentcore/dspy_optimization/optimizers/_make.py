@@ -10,7 +10,7 @@ from agentcore.data import Dataset
 from agentcore.dspy_optimization.optimizers._base import Optimizer, WorkEstimate
 from agentcore.dspy_optimization.optimizers._task import SearchTask
 from agentcore.errors import ConfigurationError
-from agentcore.settings import explain
+from agentcore.settings import explain, nearest
 
 if TYPE_CHECKING:
     import dspy
@@ -32,11 +32,16 @@ def make_optimizer(name: str, settings: Mapping[str, Any] | None = None) -> Opti
     """
     found = entry_points(group=GROUP, name=name)
     if not found:
-        raise ConfigurationError(f"no optimizer {name!r}: use one of {', '.join(available_optimizers())}")
+        known = available_optimizers()
+        raise ConfigurationError(
+            f"no optimizer {name!r}{nearest(name, known)}: use one of {', '.join(known)}"
+        )
+    kind = next(iter(found)).load()
     try:
-        optimizer = next(iter(found)).load()(**(settings or {}))
+        optimizer = kind(**(settings or {}))
     except ValidationError as error:
-        raise ConfigurationError(f"optimizer {name}: {explain(error)}") from None
+        taken = list(getattr(getattr(kind, "settings_type", None), "model_fields", ()))
+        raise ConfigurationError(f"optimizer {name}: {explain(error, taken)}") from None
     except TypeError as error:
         raise ConfigurationError(f"optimizer {name}: {error}") from None
     if not isinstance(optimizer, Optimizer):
@@ -77,9 +82,10 @@ class Several:
 
     async def optimize(self, task: SearchTask) -> "dspy.Module":
         """Run the optimizers one after the other; the best on validation wins."""
-        scores: dict[str, float] = {}
+        found: dict[str, dict[str, float]] = {}
+        meter, clock = task.log.progress.meter, task.log.clock
         for optimizer in self.optimizers:
-            before = len(task.trials)
+            before, calls, began = len(task.trials), meter.total.calls, clock.seconds
             await optimizer.optimize(task.part(optimizer.name))
             best = max(
                 task.trials[before:],
@@ -87,10 +93,15 @@ class Several:
             )
             # An optimizer may validate on part of the split: compare the winners on all of it.
             whole = task.validation.examples
-            scores[optimizer.name] = await task.score(best.program, whole, full=True)
-            task.details["algorithms"] = {
-                "best_validation_score": dict(scores),
-                "winner": max(scores, key=lambda name: scores[name]),
-            }
+            score = await task.score(best.program, whole, full=True)
+
+            async def account(calls: int = calls, began: float = began) -> dict[str, float]:
+                return {"lm_calls": meter.total.calls - calls, "seconds": clock.seconds - began}
+
+            # A step, since a resumed run replays what an earlier process has paid for.
+            spent = await task.step(f"{optimizer.name}-account", account)
+            found[optimizer.name] = {"validation_score": score, **spent}
+            task.details["optimizers"] = dict(found)
+            task.details["winner"] = max(found, key=lambda name: found[name]["validation_score"])
         assert task.best is not None
         return task.best.program

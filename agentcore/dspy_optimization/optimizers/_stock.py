@@ -6,9 +6,12 @@ from typing import Any
 import dspy
 
 from agentcore.data import Example
-from agentcore.dspy_optimization.optimizers._demos import dump_demos, keep_models, load_demos
+from agentcore.dspy_optimization.optimizers._demos import keep_models
+from agentcore.dspy_optimization.optimizers._dspy import NO_END, as_it_was, synchronous
 from agentcore.dspy_optimization.optimizers._mipro_settings import MIPROv2Settings
-from agentcore.dspy_optimization.optimizers._task import SearchTask
+from agentcore.dspy_optimization.optimizers._quiet import quiet
+from agentcore.dspy_optimization.optimizers._task import REFUSALS, SearchTask
+from agentcore.tracking import dump_demos
 
 
 async def compile_stock(task: SearchTask, settings: MIPROv2Settings, seed: int) -> dspy.Module:
@@ -30,21 +33,23 @@ async def compile_stock(task: SearchTask, settings: MIPROv2Settings, seed: int) 
         num_threads=1,
         seed=seed,
         track_stats=False,
+        max_errors=NO_END,
     )
-    program = task.program.deepcopy()
+    program = synchronous(task.program.deepcopy(), task)
     program._compiled = False
-    await task.in_thread(
-        lambda: compiler.compile(
-            program,
-            trainset=task.train.dspy(),
-            valset=task.validation.dspy(),
-            num_trials=settings.num_trials,
-            minibatch=settings.minibatch,
-            minibatch_size=min(settings.minibatch_size, len(task.validation)),
-            minibatch_full_eval_steps=settings.minibatch_full_eval_steps,
-            seed=seed,
+    with quiet():
+        await task.in_thread(
+            lambda: compiler.compile(
+                program,
+                trainset=task.train.dspy(),
+                valset=task.validation.dspy(),
+                num_trials=settings.num_trials,
+                minibatch=settings.minibatch,
+                minibatch_size=min(settings.minibatch_size, len(task.validation)),
+                minibatch_full_eval_steps=settings.minibatch_full_eval_steps,
+                seed=seed,
+            )
         )
-    )
     assert task.best is not None  # compile scores the original program first
     return task.best.program
 
@@ -66,13 +71,24 @@ class _Compiler(dspy.MIPROv2):
 
     def _bootstrap_fewshot_examples(self, *arguments: Any, **named: Any) -> Any:
         return self._step(
-            "demos", super()._bootstrap_fewshot_examples, arguments, named, _dump_sets, _load_sets
+            "demos", super()._bootstrap_fewshot_examples, arguments, named, _dump_sets, self._load_sets
         )
 
+    def _load_sets(self, stored: Mapping[str, Any]) -> dict[int, Any]:
+        return {
+            index: [self._task.demos(found) for found in sets] for index, sets in _by_index(stored).items()
+        }
+
     def _propose_instructions(self, *arguments: Any, **named: Any) -> Any:
-        return self._step(
-            "instructions", super()._propose_instructions, arguments, named, _by_text, _by_index
-        )
+        return self._step("instructions", self._proposed, arguments, named, _by_text, _by_index)
+
+    def _proposed(self, *arguments: Any, **named: Any) -> Any:
+        try:
+            return super()._propose_instructions(*arguments, **named)
+        except REFUSALS as error:
+            self._task.go_on_without("instructions", error)
+            predictors = self._task.program.predictors()
+            return {number: [item.signature.instructions] for number, item in enumerate(predictors)}
 
     def _step(
         self,
@@ -129,7 +145,8 @@ class _Compiler(dspy.MIPROv2):
             examples = [self._examples[id(item)] for item in devset]
             full = len(devset) >= len(valset)
             keep_models(candidate, task.program)
-            return _Score(task.from_thread(lambda: task.score(candidate, examples, full=full, again=True)))
+            found = as_it_was(candidate.deepcopy())
+            return _Score(task.from_thread(lambda: task.score(found, examples, full=full, again=True)))
 
         return super()._optimize_prompt_parameters(
             program,
@@ -155,10 +172,6 @@ def _by_text(made: Mapping[int, Any]) -> dict[str, Any]:
 
 def _dump_sets(candidates: Mapping[int, Any]) -> dict[str, Any]:
     return {str(index): [dump_demos(demos) for demos in sets] for index, sets in candidates.items()}
-
-
-def _load_sets(stored: Mapping[str, Any]) -> dict[int, Any]:
-    return {index: [load_demos(demos) for demos in sets] for index, sets in _by_index(stored).items()}
 
 
 def _full_evaluations(num_trials: int, steps: int) -> int:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError
 
 from agentcore._redaction import first_line
 from agentcore._threads import run_in_thread, start_in_thread
@@ -22,12 +23,18 @@ from agentcore.dspy_optimization._log import RunLog
 from agentcore.dspy_optimization._plots import TrialPoint
 from agentcore.errors import AgentCoreError, LMUnavailableError, MetricError
 from agentcore.evaluation import EvaluationReport, Score, ScoredMetric
-from agentcore.lm import Guard, SearchStopped
+from agentcore.lm import Guard, SearchStopped, is_lm_failure
+from agentcore.tracking import load_demos
 
 T = TypeVar("T")
 
 _GRACE_SECONDS = 1.0
 """How long to wait for a stopped thread. It is a daemon, and the guard rejects its LM calls."""
+
+
+REFUSALS = (AdapterParseError, dspy.LMInvalidRequestError)
+"""Answers that can't be used: they can't be parsed, or the prompt is too long for the model. What was asked
+for is left out, whereas an outage ends the search."""
 
 
 def _as_it_is(stored: Any) -> Any:
@@ -127,6 +134,11 @@ class SearchTask:
         """This search for one of several optimizers; trials and results are shared."""
         details = self.details.setdefault(name, {})
         return replace(self, prefix=f"{name}-", details=details)
+
+    def demos(self, stored: Mapping[str, Any]) -> list[Any]:
+        """The demonstrations of a step, as `dump_demos` wrote them."""
+        kind = type(self.program)
+        return load_demos(stored, f"{kind.__module__}:{kind.__qualname__}")
 
     def restored(self, program: dspy.Module) -> dspy.Module:
         """A candidate with the frozen parts of the original program."""
@@ -257,6 +269,17 @@ class SearchTask:
         self.log.emit(StepFinished, step=name, value=dump(value))
         await self.durable()
         return value
+
+    def go_on_without(self, what: str, error: Exception) -> None:
+        """Warn, from any thread, that the model had no usable answer, which `error` (one of `REFUSALS`)
+        tells; raises it if there is no such model."""
+        if is_lm_failure(error):
+            raise error
+        message = (
+            f"the model gave no usable answer when asked for {what} ({first_line(error, 120)}): the search "
+            "continues without it. To get more proposals, use a more capable prompt_lm (--prompt-lm)"
+        )
+        self._loop.call_soon_threadsafe(self.log.warn, message)
 
     def space(self, instructions: dict[str, list[str]], demo_sets: dict[str, int], trials: int) -> None:
         """Report the search space: the instructions and the number of demo sets by predictor, and how many

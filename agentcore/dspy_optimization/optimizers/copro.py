@@ -46,7 +46,5 @@ class COPRO(BaseOptimizer[COPROSettings]):
         evaluation = {"num_threads": task.max_concurrency, "display_progress": False, "display_table": 0}
         return await compile_in_thread(
             task,
-            lambda: optimizer.compile(
-                task.program.deepcopy(), trainset=validation.dspy(), eval_kwargs=evaluation
-            ),
+            lambda student: optimizer.compile(student, trainset=validation.dspy(), eval_kwargs=evaluation),
         )

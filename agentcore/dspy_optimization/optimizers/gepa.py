@@ -60,6 +60,8 @@ class GEPA(BaseOptimizer[GEPASettings]):
         def metric(
             gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None
         ) -> Any:
+            if pred is None:
+                return dspy.Prediction(score=0.0, feedback="The program failed on this example.")
             found = task.from_thread(lambda: task.scored(gold, pred, trace, pred_name, pred_trace))
             feedback = found.feedback or f"This trajectory got a score of {found.value:g}."
             return dspy.Prediction(score=found.value, feedback=feedback)
@@ -74,7 +76,7 @@ class GEPA(BaseOptimizer[GEPASettings]):
         )
         return await compile_in_thread(
             task,
-            lambda: optimizer.compile(
-                task.program.deepcopy(), trainset=task.train.dspy(), valset=task.validation.dspy()
+            lambda student: optimizer.compile(
+                student, trainset=task.train.dspy(), valset=task.validation.dspy()
             ),
         )

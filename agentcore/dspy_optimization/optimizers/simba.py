@@ -50,5 +50,5 @@ class SIMBA(BaseOptimizer[SIMBASettings]):
         )
         return await compile_in_thread(
             task,
-            lambda: optimizer.compile(task.program.deepcopy(), trainset=task.train.dspy(), seed=task.seed),
+            lambda student: optimizer.compile(student, trainset=task.train.dspy(), seed=task.seed),
         )

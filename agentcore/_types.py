@@ -17,6 +17,8 @@ _PLAIN: dict[str, Any] = {
     "dict": dict,
     "tuple": tuple,
     "set": set,
+    "frozenset": frozenset,
+    "bytes": bytes,
     "None": type(None),
     "Any": Any,
 }
@@ -27,7 +29,9 @@ def type_text(annotation: Any) -> str:
     """`list[str]`, `Literal['a', 'b']`, `Union[int, None]`; other classes as `'package.module:Name'`."""
     if annotation is None:
         return "None"
-    if annotation in (list, dict, tuple, set) or get_origin(annotation) is None:
+    if annotation is ...:
+        return "..."
+    if annotation in (list, dict, tuple, set, frozenset) or get_origin(annotation) is None:
         try:
             return _NAMES[annotation]
         except (KeyError, TypeError):
@@ -63,6 +67,8 @@ def parse_type(text: str, find: Callable[[str], type]) -> Any:
 def _build(node: ast.expr, find: Callable[[str], type]) -> Any:
     if isinstance(node, ast.Constant) and node.value is None:
         return type(None)
+    if isinstance(node, ast.Constant) and node.value is ...:
+        return ...
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         return find(node.value)
     if isinstance(node, ast.Name):
