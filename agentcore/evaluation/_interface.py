@@ -75,8 +75,8 @@ class Interface:
 
     def allows_none(self, name: str) -> bool:
         """Whether a field may be missing from an example."""
-        if name in self.types:
-            return _allows_none(self.types[name])
+        if name in self.types and _allows_none(self.types[name]):
+            return True
         return self.inputs is not None and name in self.inputs and name not in self.required
 
 

@@ -144,6 +144,11 @@ def test_inputs_with_defaults_may_be_left_out(program):
     assert fitted(program, load_dataset([{"thing": "leaf", "colour": "green"}], input_fields=["thing"]))
 
 
+def test_a_default_allows_missing_values():
+    rows = [{"thing": "leaf", "tone": None, "colour": "green"}]
+    assert fitted(dspy.Predict(WithDefault), load_dataset(rows, input_fields=["thing", "tone"]))
+
+
 def test_a_default_of_none_allows_missing_values():
     rows = [{"thing": "leaf", "context": None, "colour": "green"}]
     assert fitted(Defaults(), load_dataset(rows, input_fields=["thing", "context"]))
