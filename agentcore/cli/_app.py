@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from agentcore._version import __version__
-from agentcore.cli import _doctor, _journal, _optimize, _runs, _stack, _ui
+from agentcore.cli import _doctor, _journal, _optimize, _resume, _runs, _stack, _ui
 
 app = typer.Typer(
     name="agentcore",
@@ -34,7 +34,7 @@ def _root(
 
 app.command()(_optimize.demo)
 app.command()(_optimize.optimize)
-app.command()(_optimize.resume)
+app.command()(_resume.resume)
 app.add_typer(_runs.runs)
 app.command()(_runs.best)
 app.command()(_runs.show)

@@ -1,13 +1,12 @@
-"""`agentcore demo`, `optimize` and `resume`."""
+"""`agentcore demo` and `optimize`."""
 
-import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from agentcore._naming import short_id
-from agentcore.cli._console import err, import_from_here, out, run, this_command
+from agentcore.cli._carry_out import DELIVERY_SECONDS, carry_out
+from agentcore.cli._console import err, import_from_here, out, run
 from agentcore.cli._options import (
     LM,
     Concurrency,
@@ -17,28 +16,18 @@ from agentcore.cli._options import (
     LMBaseURL,
     Price,
     Seed,
+    model_of,
     objective_of,
     optimizer_settings,
     prices_of,
     slug,
 )
 from agentcore.cli._tracking import LOCAL_TRACKING, tracking_config
-from agentcore.errors import (
-    AgentCoreError,
-    ConfigurationError,
-    JournalError,
-    RunFinishedError,
-    TrackingError,
-)
+from agentcore.errors import ConfigurationError, RunFinishedError
 
 if TYPE_CHECKING:
-    from agentcore.dspy_optimization import OptimizationPipeline, OptimizationResult
+    from agentcore.dspy_optimization import OptimizationPipeline
     from agentcore.settings import MLflowConfig
-
-_DELIVERY_SECONDS = 60.0
-_AFTER_FAILURE = 10.0
-_LAST_SECONDS = 1.0
-"""How long to keep delivering after Ctrl-C."""
 
 _DEMO_SETTINGS = {"auto": "light", "max_bootstrapped_demos": 4, "max_labeled_demos": 16}
 
@@ -209,8 +198,8 @@ def optimize(
     }
     pipeline = {
         "metric": metric,
-        "lm": _model(lm, lm_base_url, lm_arg),
-        "prompt_lm": _model(prompt_lm),
+        "lm": model_of(lm, lm_base_url, lm_arg),
+        "prompt_lm": model_of(prompt_lm),
         "max_concurrency": max_concurrency,
         "executor": executor,
         "seed": seed,
@@ -228,12 +217,6 @@ def optimize(
         _plan(job, config, latency)
     else:
         _optimize(job, config)
-
-
-def _model(name: str | None, base_url: str | None = None, arguments: list[str] | None = None) -> Any:
-    from agentcore.lm import given_lm
-
-    return given_lm(name, base_url, arguments or ())
 
 
 def _optimize(job: _Job, config: "MLflowConfig") -> None:
@@ -256,13 +239,13 @@ def _optimize(job: _Job, config: "MLflowConfig") -> None:
         once=job.once,
     )
     try:
-        _carry_out(pipeline, work, view, config)
+        carry_out(pipeline, work, view, config)
     except RunFinishedError as done:
         from agentcore.dspy_optimization import MLflowTracker
 
         out.print(str(done), soft_wrap=True)
         # Its process may have died before MLflow had everything.
-        run(MLflowTracker(config).deliver_backlog(_DELIVERY_SECONDS))
+        run(MLflowTracker(config).deliver_backlog(DELIVERY_SECONDS))
 
 
 def _plan(job: _Job, config: "MLflowConfig", latency: float | None) -> None:
@@ -300,118 +283,3 @@ def _pipeline(job: _Job, config: "MLflowConfig", **listeners: Any) -> "Optimizat
     from agentcore.dspy_optimization import OptimizationPipeline
 
     return OptimizationPipeline(job.program, mlflow_config=config, **job.pipeline, **listeners)
-
-
-def resume(
-    run_id: Annotated[
-        str,
-        typer.Argument(metavar="RUN", help="Run id, a unique prefix of it, or 'latest'."),
-    ],
-    lm: LM = None,
-    lm_base_url: LMBaseURL = None,
-    lm_arg: LMArguments = None,
-    prompt_lm: Annotated[
-        str | None, typer.Option(help="The model that proposes instructions, if the run used an LM object.")
-    ] = None,
-    price: Price = None,
-    max_concurrency: Concurrency = 16,
-    executor: ExecutorName = "local",
-    experiment: Experiment = None,
-) -> None:
-    """Resume an optimization that was killed, stopped or failed; nothing is paid for twice."""
-    import_from_here()
-    from agentcore.cli._live import LiveView
-    from agentcore.dspy_optimization import OptimizationPipeline, recorded_lm
-
-    config = tracking_config(experiment)
-    view = LiveView()
-    if run_id == "latest":
-        run_id = _latest_resumable(config)
-    pipeline = OptimizationPipeline.from_journal(
-        run_id,
-        prompt_lm=_model(prompt_lm),
-        lm=_model(lm or recorded_lm(run_id) if lm_base_url or lm_arg else lm, lm_base_url, lm_arg),
-        mlflow_config=config,
-        max_concurrency=max_concurrency,
-        executor=executor,
-        prices=prices_of(price),
-        on_event=view.event,
-        on_progress=view.started,
-    )
-    _carry_out(pipeline, pipeline.resume(run_id), view, config)
-
-
-def _latest_resumable(config: "MLflowConfig") -> str:
-    from agentcore.dspy_optimization import resumable_runs
-    from agentcore.journal import open_journal
-    from agentcore.tracking import destination_of
-
-    journal = open_journal()
-    found = resumable_runs(journal, journal.streams(destination_of(config)))
-    if not found:
-        raise ConfigurationError("there is no run to resume. List all with: agentcore runs")
-    return found[0].id
-
-
-def _carry_out(pipeline: "OptimizationPipeline", work: Any, view: Any, config: "MLflowConfig") -> None:
-    """Run an optimization, deliver it, and print the result."""
-    from agentcore.cli._render import print_result
-    from agentcore.settings import shown_uri
-    from agentcore.tracking import limit_exit
-
-    results: list[OptimizationResult] = []
-    undelivered: list[str] = []
-
-    async def run_and_deliver() -> None:
-        try:
-            results.append(await work)
-        except AgentCoreError:
-            with contextlib.suppress(TrackingError, JournalError):  # what ended the run is to be told
-                await pipeline.flush(_AFTER_FAILURE)
-            raise
-        view.delivering()
-        try:
-            await pipeline.flush(_DELIVERY_SECONDS)
-        except (TrackingError, JournalError) as error:
-            undelivered.append(str(error))
-        with contextlib.suppress(JournalError):
-            run_id = await pipeline.tracking_id(results[0].run_id)
-            results.append(results[0].model_copy(update={"run_id": run_id}))
-
-    limit_exit(None)  # everything that can be delivered is delivered above
-    stopped: typer.Exit | None = None
-    try:
-        with view.running():
-            run(run_and_deliver())
-    except typer.Exit as end:
-        stopped = end
-    if not results:
-        _say_stopped(view, pipeline)
-    else:
-        if stopped:
-            undelivered.append("stopped during delivery to MLflow; agentcore sync delivers the rest")
-        results[-1].warnings.extend(undelivered)
-        print_result(results[-1], shown_uri(config.tracking_uri))
-    if stopped:
-        raise stopped
-
-
-def _say_stopped(view: Any, pipeline: "OptimizationPipeline") -> None:
-    if not view.began:
-        err.print("[yellow]stopped[/] before the run began")
-        return
-    best = view.progress.best_score
-    kept = (
-        f"; the best candidate so far ({best:.3f} on validation) is saved with it" if best is not None else ""
-    )
-    try:
-        pipeline.sync.flush(_LAST_SECONDS)
-        marked = "the run is marked KILLED"
-    except (TrackingError, JournalError):
-        marked = "the run waits in the journal; the next agentcore command delivers it to MLflow"
-    short = short_id(view.optimization_id)
-    err.print(
-        f"[yellow]stopped[/]: {marked}{kept}. Resume it: {this_command()} resume {short} · "
-        f"see it: {this_command()} show {short}",
-        soft_wrap=True,
-    )

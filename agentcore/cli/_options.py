@@ -97,3 +97,10 @@ def _setting(text: str) -> tuple[str, Any]:
         return name, json.loads(value)
     except ValueError:
         return name, None if value == "None" else value
+
+
+def model_of(name: str | None, base_url: str | None = None, arguments: list[str] | None = None) -> Any:
+    """A model from its options; see `given_lm`."""
+    from agentcore.lm import given_lm
+
+    return given_lm(name, base_url, arguments or ())
