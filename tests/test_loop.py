@@ -1,5 +1,7 @@
 """The event loop stays free: large values, files, imports and preparation are the threads' work."""
 
+import gc
+import importlib
 import pkgutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from agentcore import _imports
 from agentcore.data import Dataset
 from agentcore.dspy_optimization import OptimizationPipeline
 from agentcore.dspy_optimization.tracking import MLflowTracker
@@ -117,3 +120,26 @@ def test_every_import_of_them_in_product_code_is_alone():
         for line in path.read_text().splitlines():
             if line.startswith(("import mlflow", "from mlflow", "import litellm", "from litellm")):
                 assert path.name in ("_auth.py", "_serving.py"), f"{path}: {line}"
+
+
+def test_no_garbage_collection_stops_the_loop_during_a_large_import(tmp_path, monkeypatch):
+    """What it brings lives as long as the process: it is not looked at again."""
+    names = [f"part_of_a_large_import_{number}" for number in range(_imports._MANY + 1)]
+    for name in names:
+        (tmp_path / f"{name}.py").write_text(
+            "import gc\nenabled = gc.isenabled()\nthings = [{} for _ in range(50)]\n"
+        )
+    monkeypatch.syspath_prepend(tmp_path)
+    frozen = gc.get_freeze_count()
+    with _imports.importing():
+        modules = [importlib.import_module(name) for name in names]
+    assert not any(module.enabled for module in modules)
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen + 50 * len(names)
+    frozen = gc.get_freeze_count()
+    with _imports.importing():
+        kept = [[] for _ in range(1000)]
+    assert gc.get_freeze_count() == frozen  # a small one
+    for name in names:
+        sys.modules.pop(name)
+    assert kept
