@@ -1,5 +1,6 @@
 """Models from the command line, and lines that fit a terminal."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -111,3 +112,17 @@ def test_the_page_of_the_runs_and_ctrl_c(data):
     assert f"the runs are at http://127.0.0.1:{port}/#/experiments/" in printed
     assert "Traceback" not in printed
     assert "Warning" not in printed
+
+
+def test_a_plan_on_ray_says_that_ray_is_missing(data, command, monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "ray" else real(name, *more)
+    )
+    for name in [name for name in sys.modules if name.startswith("agentcore.evaluation.ray")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("agentcore.evaluation.ray", raising=False)
+    arguments = ["optimize", "auto", "--data", data, "--lm", "offline/knn", "--executor", "ray", "--plan"]
+    code, printed = command(*arguments)
+    assert code == 2
+    assert "executor 'ray' needs Ray: pip install 'agentcore[ray]'" in printed.err
