@@ -27,7 +27,7 @@ ui: $(STAMP)
 	$(BIN)/agentcore ui
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

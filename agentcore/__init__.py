@@ -27,13 +27,16 @@ if TYPE_CHECKING:
     )
     from agentcore.errors import AgentCoreError
     from agentcore.lm import offline_lm
+    from agentcore.registry import GatePolicy, Registry
     from agentcore.settings import MLflowConfig
-    from agentcore.tracking import RunTracker
+    from agentcore.tracking import Experiments, RunTracker
 
 _MODULES = {
     "AgentCoreError": "agentcore.errors",
     "Dataset": "agentcore.data",
     "Estimate": "agentcore.dspy_optimization",
+    "Experiments": "agentcore.tracking",
+    "GatePolicy": "agentcore.registry",
     "MLflowConfig": "agentcore.settings",
     "MLflowTracker": "agentcore.dspy_optimization",
     "OptimizationConstraints": "agentcore.dspy_optimization",
@@ -44,6 +47,7 @@ _MODULES = {
     "OptimizationTarget": "agentcore.dspy_optimization",
     "PerformanceMetrics": "agentcore.dspy_optimization",
     "Progress": "agentcore.dspy_optimization",
+    "Registry": "agentcore.registry",
     "RunTracker": "agentcore.tracking",
     "load_dataset": "agentcore.data",
     "offline_lm": "agentcore.lm",
@@ -53,6 +57,8 @@ __all__ = [
     "AgentCoreError",
     "Dataset",
     "Estimate",
+    "Experiments",
+    "GatePolicy",
     "MLflowConfig",
     "MLflowTracker",
     "OptimizationConstraints",
@@ -63,11 +69,31 @@ __all__ = [
     "OptimizationTarget",
     "PerformanceMetrics",
     "Progress",
+    "Registry",
     "RunTracker",
     "__version__",
+    "load",
     "load_dataset",
     "offline_lm",
 ]
+
+
+class _Load:
+    """`await agentcore.load("agent@champion")`, or blocking: `agentcore.load.sync("agent@champion")`. See
+    `agentcore.registry.load`."""
+
+    async def __call__(self, which: str, **options: Any) -> Any:
+        from agentcore.registry import load as loading
+
+        return await loading(which, **options)
+
+    def sync(self, which: str, **options: Any) -> Any:
+        from agentcore.registry import load_blocking
+
+        return load_blocking(which, **options)
+
+
+load = _Load()
 
 
 def __getattr__(name: str) -> Any:

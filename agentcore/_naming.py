@@ -22,9 +22,9 @@ def timestamp(milliseconds: int | None = None) -> str:
     return utc(now_ms() if milliseconds is None else milliseconds).strftime("%Y%m%d_%H%M%S")
 
 
-def run_name(purpose: str, *parts: str) -> str:
-    """`{purpose}_{parts…}_{timestamp}`."""
-    return "_".join([purpose, *parts, timestamp()])
+def run_name(purpose: str, *parts: str, at_ms: int | None = None) -> str:
+    """`{purpose}_{parts…}_{timestamp}`; default: the current time."""
+    return "_".join([purpose, *parts, timestamp(at_ms)])
 
 
 def short_id(stream: str) -> str:

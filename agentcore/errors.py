@@ -60,6 +60,10 @@ class ArtifactError(AgentCoreError):
     """A stored model is missing, changed, or doesn't fit the program it is loaded into."""
 
 
+class AliasMovedError(AgentCoreError):
+    """Somebody moved a registry alias without AgentCore. The alias was left where it is."""
+
+
 class JournalError(AgentCoreError):
     """The journal can't be read or written."""
 

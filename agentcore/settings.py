@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -59,6 +59,14 @@ class Settings(_EnvSettings):
     """`AGENTCORE_JOURNAL_KEEP_DAYS`: days to keep a run in the journal after it is delivered to MLflow."""
     max_artifact_mb: float = Field(default=256.0, gt=0)
     """`AGENTCORE_MAX_ARTIFACT_MB`: the size limit for logged artifacts, in MiB."""
+    agent: str | None = None
+    """`AGENTCORE_AGENT`: the agent whose experiments optimizations are logged to; see `Experiments`."""
+    agent_version: str = "v0"
+    """`AGENTCORE_AGENT_VERSION`: the value of the tag `agent_version`."""
+    environment: Literal["dev", "staging", "production"] = "dev"
+    """`AGENTCORE_ENVIRONMENT`: the value of the tag `environment`."""
+    domains: str = ""
+    """`AGENTCORE_DOMAINS`: further values of the tag `domain`, separated by commas."""
     trusted_modules: str = ""
     """`AGENTCORE_TRUSTED_MODULES`: the packages, separated by commas, that loading a stored program may
     import; empty for any outside the standard library."""

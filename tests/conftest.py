@@ -21,6 +21,8 @@ import agentcore  # noqa: F401 - sets LITELLM_LOCAL_MODEL_COST_MAP before litell
 from agentcore import _process
 from agentcore.settings import MLflowConfig
 
+pytest_plugins = ["pytester"]
+
 if TYPE_CHECKING:
     from tests.support.proxy import Proxy
     from tests.support.stack import Stack

@@ -139,7 +139,7 @@ def test_no_garbage_collection_stops_the_loop_during_a_large_import(tmp_path, mo
     frozen = gc.get_freeze_count()
     with _imports.importing():
         kept = [[] for _ in range(1000)]
-    assert gc.get_freeze_count() == frozen  # a small one
+    assert gc.get_freeze_count() <= frozen  # a small one; what is frozen can still be freed
     for name in names:
         sys.modules.pop(name)
     assert kept

@@ -5,7 +5,18 @@ from typing import Annotated
 import typer
 
 from agentcore._version import __version__
-from agentcore.cli import _doctor, _journal, _optimize, _resume, _runs, _stack, _ui
+from agentcore.cli import (
+    _doctor,
+    _experiments,
+    _gate,
+    _journal,
+    _optimize,
+    _registry,
+    _resume,
+    _runs,
+    _stack,
+    _ui,
+)
 
 app = typer.Typer(
     name="agentcore",
@@ -38,6 +49,12 @@ app.command()(_resume.resume)
 app.add_typer(_runs.runs)
 app.command()(_runs.best)
 app.command()(_runs.show)
+app.command()(_registry.promote)
+app.command()(_registry.rollback)
+app.command()(_registry.history)
+app.command()(_registry.verify)
+app.add_typer(_gate.gate)
+app.add_typer(_experiments.experiments)
 app.command()(_ui.ui)
 app.command()(_journal.sync)
 app.command()(_doctor.doctor)

@@ -57,7 +57,7 @@ def carry_out(pipeline: "OptimizationPipeline", work: Any, view: Any, config: "M
         if stopped:
             undelivered.append("stopped during delivery to MLflow; agentcore sync delivers the rest")
         results[-1].warnings.extend(undelivered)
-        print_result(results[-1], shown_uri(config.tracking_uri))
+        print_result(results[-1], shown_uri(config.tracking_uri), pipeline.agent, pipeline.options.metric)
     if stopped:
         raise stopped
 

@@ -74,6 +74,20 @@ def note(message: str) -> None:
     err.print(f"[yellow]note:[/] {escape(message)}", soft_wrap=True)
 
 
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask before something that others will notice; without a terminal, `--yes` is required."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        fail(f"{question} There is no terminal to ask on: pass --yes", 2)
+    try:
+        agreed = typer.confirm(question)
+    except typer.Abort:
+        raise typer.Exit(130) from None
+    if not agreed:
+        raise typer.Exit(1)
+
+
 def counted(count: int, noun: str) -> str:
     """`1 run`, `2 runs`."""
     return f"{count:,} {noun}{'s' * (count != 1)}"

@@ -143,7 +143,7 @@ def ls(
     if not found:
         out.print(f"the journal at {home.location} is empty", soft_wrap=True)
         return
-    several = len({item.destination for item in found}) > 1
+    several = len({item.destination for item in found if item.destination}) > 1
     table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="bold")
     for column in ("id", "state", "entries", "waiting", "created, UTC"):
         table.add_column(
@@ -251,6 +251,8 @@ def salvage(
 
 
 def _state(item: "Stream") -> str:
+    if not item.destination:
+        return item.kind
     if item.interrupted:
         return "resumable"
     if item.finished:

@@ -22,7 +22,7 @@ from agentcore.cli._options import (
     prices_of,
     slug,
 )
-from agentcore.cli._tracking import LOCAL_TRACKING, tracking_config
+from agentcore.cli._tracking import LOCAL_TRACKING, runs_config, tracking_config
 from agentcore.errors import ConfigurationError, RunFinishedError
 
 if TYPE_CHECKING:
@@ -134,6 +134,16 @@ def optimize(
     inputs: Annotated[
         str | None, typer.Option(help="Input fields, comma-separated [default: the program's].")
     ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(
+            help="The agent to optimize: runs go to its development experiment, with the standard tags "
+            "[default: AGENTCORE_AGENT]."
+        ),
+    ] = None,
+    sealed: Annotated[
+        int, typer.Option(min=0, help="Minimum number of examples to keep sealed for the gate.")
+    ] = 0,
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -207,12 +217,14 @@ def optimize(
         "cluster": cluster,
         "repeats": repeats,
         "start_from": start_from,
+        "agent": agent,
+        "sealed": sealed,
         "prices": prices_of(price),
     }
     fields = [name.strip() for name in inputs.split(",")] if inputs else None
     examples = _Data(data, validation, test, fields)
     job = _Job(None if program == "auto" else program, examples, request, pipeline, once)
-    config = tracking_config(experiment)
+    config = runs_config(experiment, agent)
     if plan:
         _plan(job, config, latency)
     else:

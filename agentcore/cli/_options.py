@@ -37,6 +37,13 @@ LMArguments = Annotated[
 ExecutorName = Annotated[
     str, typer.Option("--executor", help="Where the program runs: local or ray (RAY_ADDRESS).")
 ]
+Agent = Annotated[str, typer.Option(help="The agent's name, also that of its registered model.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")]
+AgentRuns = Annotated[
+    str | None,
+    typer.Option("--agent", help="The agent whose development experiment to use [default: AGENTCORE_AGENT]."),
+]
 Experiment = Annotated[
     str | None,
     typer.Option(help="MLflow experiment [default: MLFLOW_EXPERIMENT_NAME or dspy-optimization]."),

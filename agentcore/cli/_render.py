@@ -17,18 +17,26 @@ _ERROR = 200
 _VERDICTS = {"better": "bold green", "worse": "bold red", "not proven": "bold yellow"}
 
 
-def print_result(result: Any, tracking: str | None) -> None:
+def print_result(result: Any, tracking: str | None, agent: str | None = None, metric: Any = None) -> None:
     """Print a result and the next commands."""
     print_summary(result)
     if result.run_id:
         short, command = short_id(result.optimization_id), this_command()
+        of_agent = f" --agent {agent}" if agent else ""
+        promote = ""
+        if agent and result.verdict == "better":
+            of_metric = f" --metric {escape(metric)}" if isinstance(metric, str) and ":" in metric else ""
+            promote = f" · [bold]{command} promote {short}{of_agent}{of_metric}[/]"
         known = "" if result.run_id.startswith("local-") else f", {result.run_id} in MLflow"
         out.print(f"\nrun {short} ({escape(tracking or '')}{known})", soft_wrap=True)
         if result.run_id.startswith("local-"):
-            out.print(f"next, once MLflow is back: [bold]{command} sync[/] · [bold]{command} runs[/]")
+            out.print(
+                f"next, once MLflow is back: [bold]{command} sync[/] · [bold]{command} runs{of_agent}[/]"
+            )
         else:
             out.print(
-                f"next: [bold]{command} show {short}[/] · [bold]{command} runs[/] · [bold]{command} ui[/]",
+                f"next: [bold]{command} show {short}[/] · [bold]{command} runs{of_agent}[/]{promote} · "
+                f"[bold]{command} ui[/]",
                 soft_wrap=True,
             )
 

@@ -8,6 +8,7 @@ from agentcore.cli._carry_out import carry_out
 from agentcore.cli._console import import_from_here
 from agentcore.cli._options import (
     LM,
+    AgentRuns,
     Concurrency,
     ExecutorName,
     Experiment,
@@ -17,7 +18,7 @@ from agentcore.cli._options import (
     model_of,
     prices_of,
 )
-from agentcore.cli._tracking import tracking_config
+from agentcore.cli._tracking import runs_config
 from agentcore.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -39,13 +40,14 @@ def resume(
     max_concurrency: Concurrency = 16,
     executor: ExecutorName = "local",
     experiment: Experiment = None,
+    agent: AgentRuns = None,
 ) -> None:
     """Resume an optimization that was killed, stopped or failed; nothing is paid for twice."""
     import_from_here()
     from agentcore.cli._live import LiveView
     from agentcore.dspy_optimization import OptimizationPipeline, recorded_lm
 
-    config = tracking_config(experiment)
+    config = runs_config(experiment, agent)
     view = LiveView()
     if run_id == "latest":
         run_id = _latest_resumable(config)

@@ -7,8 +7,8 @@ import typer
 
 from agentcore._naming import short_id, utc
 from agentcore.cli._console import counted, out, run, this_command
-from agentcore.cli._options import Experiment
-from agentcore.cli._tracking import after_backlog, find_run, print_waiting, tracking_config
+from agentcore.cli._options import AgentRuns, Experiment
+from agentcore.cli._tracking import after_backlog, find_run, print_waiting, runs_config
 from agentcore.errors import ArtifactError, ConfigurationError, TrackingError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def list_runs(
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many, newest first.")] = 20,
     filter_: Annotated[str, typer.Option("--filter", help="Filter in MLflow's search syntax.")] = "",
     experiment: Experiment = None,
+    agent: AgentRuns = None,
 ) -> None:
     """List runs, newest first; or archive old ones."""
     if context.invoked_subcommand is not None:
@@ -34,7 +35,7 @@ def list_runs(
     from agentcore.journal import open_journal
     from agentcore.tracking import destination_of
 
-    config = tracking_config(experiment)
+    config = runs_config(experiment, agent)
     tracker = MLflowTracker(config)
     journal, destination = open_journal(), destination_of(config)
     try:
@@ -74,13 +75,14 @@ def archive(
         bool, typer.Option("--yes", help="Delete; without this, only report what would be deleted.")
     ] = False,
     experiment: Experiment = None,
+    agent: AgentRuns = None,
 ) -> None:
     """Delete old runs in MLflow, which can restore them until `mlflow gc`. A dry run unless --yes."""
     from agentcore.cli._render import shown_id
     from agentcore.dspy_optimization import MLflowTracker
 
     age = _age(older_than)
-    tracker = MLflowTracker(tracking_config(experiment))
+    tracker = MLflowTracker(runs_config(experiment, agent))
     asked = tracker.archive_runs(
         age,
         keep_best=keep_best,
@@ -127,12 +129,13 @@ def best(
     target: Annotated[str | None, typer.Option(help="Only consider runs with this target id.")] = None,
     ascending: Annotated[bool, typer.Option("--ascending", help="The lowest value is best.")] = False,
     experiment: Experiment = None,
+    agent: AgentRuns = None,
 ) -> None:
     """Show the best finished run with a proven gain. Exits 1 if there is none."""
     from agentcore.cli._render import print_run, shown_id
     from agentcore.dspy_optimization import MLflowTracker
 
-    tracker = MLflowTracker(tracking_config(experiment))
+    tracker = MLflowTracker(runs_config(experiment, agent))
     if ascending and metric is None:
         raise ConfigurationError("--ascending needs --metric")
     best_run = tracker.get_best_run(metric, "ASC" if ascending else "DESC", target_id=target)
@@ -168,11 +171,12 @@ def show(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The result as one JSON object.")] = False,
     experiment: Experiment = None,
+    agent: AgentRuns = None,
 ) -> None:
     """Show a run: its metrics, the optimized prompt as text, and the validation examples that flipped."""
     from agentcore.dspy_optimization import MLflowTracker
 
-    tracker = MLflowTracker(tracking_config(experiment))
+    tracker = MLflowTracker(runs_config(experiment, agent))
     if as_json:
         run(_show_json(tracker, run_id))
     else:
@@ -197,6 +201,8 @@ async def _show(tracker: "MLflowTracker", wanted: str, examples: int, *, reveal_
     print_run(found, await result_of(tracker, found.info.run_id))
     names = model_names(found)
     for name in names:
+        if name == "baseline_model":
+            continue
         if name != "optimized_model":
             out.print(f"\nmodel {name} (measured on validation only)")
         print_prompt(await tracker.read_prompt(found.info.run_id, name))

@@ -30,6 +30,22 @@ def tracking_config(experiment: str | None = None) -> "MLflowConfig":
     return config
 
 
+def runs_config(experiment: str | None, agent: str | None) -> "MLflowConfig":
+    """The configuration of the experiment that a command works on: the one named, or the agent's
+    development experiment (`AGENTCORE_AGENT` by default), or the configured one."""
+    from agentcore.settings import Settings
+
+    if experiment and agent:
+        raise ConfigurationError("pass --experiment or --agent, not both")
+    config = tracking_config(experiment)
+    agent = agent or (None if experiment else Settings().agent)
+    if agent is None:
+        return config
+    from agentcore.tracking import Experiments
+
+    return Experiments(agent, config).stage_config("development")
+
+
 async def after_backlog(tracker: "MLflowTracker", work: Coroutine[Any, Any, T]) -> T:
     """Do `work` after trying to deliver what earlier commands left."""
     import contextlib

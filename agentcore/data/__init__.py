@@ -1,7 +1,7 @@
 """Labelled examples: loading, digests and splits."""
 
 from agentcore.data._builtin import BUILTIN_DATASETS, load_builtin
-from agentcore.data._canonical import fold
+from agentcore.data._canonical import fold, folded_digest, sha256
 from agentcore.data._check import is_missing
 from agentcore.data._dataset import (
     Dataset,
@@ -23,12 +23,14 @@ __all__ = [
     "Split",
     "Splits",
     "fold",
+    "folded_digest",
     "given_splits",
     "is_missing",
     "keys_of",
     "load_builtin",
     "load_dataset",
     "planned_sizes",
+    "sha256",
     "shared_questions",
     "too_few_clusters",
 ]

@@ -222,6 +222,7 @@ class Dataset(Sequence[Example]):
         seed: int = 0,
         fractions: Fractions | None = None,
         keep: Mapping[str, Split] | None = None,
+        sealed: int = 0,
     ) -> Splits:
         """Split into train, validation, test and a sealed rest. The same examples and seed give the same
         splits, whatever the order of the examples; adding examples moves few others.
@@ -235,6 +236,7 @@ class Dataset(Sequence[Example]):
                 small sets; in large sets, smaller shares for train (at most 150) and validation (at
                 most 300), at most 600 for test, and the rest is sealed.
             keep: `Splits.members()` of an earlier run: its examples stay where they were.
+            sealed: minimum number of examples to keep sealed, for the promotion gate.
 
         Raises:
             DataError: `fractions` aren't three positive numbers that sum to 1, or there are too few
@@ -244,10 +246,12 @@ class Dataset(Sequence[Example]):
             len(fractions) != 3 or min(fractions) <= 0 or not math.isclose(sum(fractions), 1.0)
         ):
             raise DataError(f"split fractions {fractions} must be three positive numbers that sum to 1")
-        found = divide(self.examples, seed, fractions, keep or {}, self.name)
+        if not 0 <= sealed < len(self):
+            raise DataError(f"sealed={sealed}: use 0 to {len(self) - 1}; {self.name} has {len(self)} rows")
+        found = divide(self.examples, seed, fractions, keep or {}, self.name, sealed)
         train, validation, test = (self.part(name, found[name]) for name in SPLITS[:3])
-        sealed = self.part("sealed", found["sealed"]) if found["sealed"] else None
-        return Splits(train, validation, test, sealed)
+        rest = self.part("sealed", found["sealed"]) if found["sealed"] else None
+        return Splits(train, validation, test, rest)
 
 
 def given_splits(train: Dataset, validation: Dataset, test: Dataset) -> Splits:

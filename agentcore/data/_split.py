@@ -54,11 +54,13 @@ def divide(
     fractions: Fractions | None,
     keep: Mapping[str, Split],
     name: str,
+    sealed: int = 0,
 ) -> dict[Split, list[Example]]:
     """Divide examples into the four splits; see `Dataset.split`.
 
     Args:
         keep: splits of keys (see `keys_of`) that an earlier run has already used.
+        sealed: minimum number of examples to keep sealed.
     """
     groups = _groups(examples, seed)
     _check_number(groups, name)
@@ -72,7 +74,11 @@ def divide(
             free.append(group)
         else:
             placed[part].append(group)
-    _fill(placed, free, _targets(len(examples), fractions))
+    targets = _targets(max(0, len(examples) - sealed), fractions)
+    if sealed:
+        free, rest = _reserved(free, sealed)
+        placed["sealed"] += rest
+    _fill(placed, free, targets)
     if len(placed["test"]) < MINIMUM["test"]:
         raise DataError(
             f"{name}: only {len(placed['test'])} examples are left for the test split, but "
@@ -83,6 +89,22 @@ def divide(
     # The same test examples have the same digest, whatever led to them.
     found["test"].sort(key=lambda item: item.digest)
     return found
+
+
+def _reserved(free: Sequence[_Group], sealed: int) -> tuple[list[_Group], list[_Group]]:
+    """Divide groups into those to use and those to keep sealed, which are spread evenly among them."""
+    total = sum(len(group.examples) for group in free)
+    used: list[_Group] = []
+    kept: list[_Group] = []
+    seen = held = 0
+    for group in free:
+        seen += len(group.examples)
+        if held < sealed and held * total < sealed * seen:
+            kept.append(group)
+            held += len(group.examples)
+        else:
+            used.append(group)
+    return used, kept
 
 
 def keys_of(example: Example) -> list[str]:

@@ -5,9 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from agentcore.dspy_optimization import _summary as summary
+    from agentcore.dspy_optimization._candidate import Candidate, candidate_of, sealed_rows
+    from agentcore.dspy_optimization._fit import fitted
     from agentcore.dspy_optimization._interrupted import interrupted_runs, mark_interrupted, resumable_runs
     from agentcore.dspy_optimization._log import Progress
     from agentcore.dspy_optimization._plan import ASSUMPTION, Estimate
+    from agentcore.dspy_optimization._prepare import only_outputs
     from agentcore.dspy_optimization._printer import STAGES, Printer, figures, line_of
     from agentcore.dspy_optimization._program import resolve_program
     from agentcore.dspy_optimization._resume import recorded_lm
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "ASSUMPTION": "_plan",
     "STAGES": "_printer",
+    "Candidate": "_candidate",
+    "candidate_of": "_candidate",
+    "sealed_rows": "_candidate",
     "Estimate": "_plan",
     "MLflowTracker": "tracking",
     "OptimizationConstraints": "models",
@@ -39,9 +45,11 @@ _MODULES = {
     "SyncMLflowTracker": "tracking",
     "SyncPipeline": "pipeline",
     "figures": "_printer",
+    "fitted": "_fit",
     "interrupted_runs": "_interrupted",
     "line_of": "_printer",
     "mark_interrupted": "_interrupted",
+    "only_outputs": "_prepare",
     "recorded_lm": "_resume",
     "resolve_program": "_program",
     "resumable_runs": "_interrupted",
@@ -50,6 +58,7 @@ _MODULES = {
 __all__ = [
     "ASSUMPTION",
     "STAGES",
+    "Candidate",
     "Estimate",
     "MLflowTracker",
     "OptimizationConstraints",
@@ -63,13 +72,17 @@ __all__ = [
     "Progress",
     "SyncMLflowTracker",
     "SyncPipeline",
+    "candidate_of",
     "figures",
+    "fitted",
     "interrupted_runs",
     "line_of",
     "mark_interrupted",
+    "only_outputs",
     "recorded_lm",
     "resolve_program",
     "resumable_runs",
+    "sealed_rows",
     "summary",
 ]
 

@@ -18,6 +18,8 @@ TRAINING_DATA = "training_data.json"
 TEST_EXAMPLES = "test_examples.json"
 VALIDATION_EXAMPLES = "validation_examples.json"
 RESULT = "result.json"
+ORIGINAL_MODEL = "baseline_model"
+"""The program before the optimization, which the promotion gate compares with."""
 
 
 @dataclass

@@ -28,6 +28,8 @@ class RunOptions:
     cluster: str | None = None
     repeats: int = 1
     start_from: str | None = None
+    sealed: int = 0
+    tags: Mapping[str, str] = field(default_factory=dict)
     max_concurrency: int = 16
     executor: Executor = field(default_factory=Local)
     on_event: EventSink | None = None

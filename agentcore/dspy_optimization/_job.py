@@ -49,6 +49,8 @@ class Job:
     source: Source
     attributes: Mapping[str, Any] = field(default_factory=dict)
     """`program_attributes` of the program before it ran."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags of the run, in addition to the request's."""
     commit: str | None = None
     command: str | None = None
 

@@ -103,7 +103,7 @@ def prepare(
         *shared_questions(splits),
         *too_few_clusters(splits),
     ]
-    metric, told = _only_outputs(metric, program, data)
+    metric, told = only_outputs(metric, program, data)
     warnings += told
     if is_offline(task_lm) or is_offline(prompt_lm):
         warnings.append(OFFLINE_NOTE)
@@ -125,6 +125,7 @@ def prepare(
         warnings=(),
         source=replace(source, program=source.program or program_path),
         attributes=program_attributes(program),
+        tags=options.tags,
         commit=git_commit(),
         command=command_line(),
     )
@@ -198,7 +199,7 @@ def _looks_like_keys(places: Sequence[tuple[str, Any]]) -> list[str]:
     return []
 
 
-def _only_outputs(
+def only_outputs(
     metric: ScoredMetric, program: "dspy.Module", data: Dataset
 ) -> tuple[ScoredMetric, list[str]]:
     """Exact match over the labels that the program predicts, and warnings about the others."""
@@ -240,8 +241,10 @@ def _splits(
     members = start.members if start else {}
     if validation is None and test is None:
         keep = with_own_demos(members, program, data) if program is not None else members
-        splits = data.split(seed=options.split_seed, keep=keep)
+        splits = data.split(seed=options.split_seed, keep=keep, sealed=options.sealed)
         return data, replace(splits, inherited=members)
+    if options.sealed:
+        raise DataError("sealed= splits training_data: leave it out when you pass your own splits")
     if validation is None or test is None:
         raise DataError("pass both validation_data and test_data, or neither (training_data is then split)")
     others = [

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from agentcore._naming import local_id
 from agentcore._redaction import Redactor, first_line
 from agentcore._threads import run_in_thread
-from agentcore.dspy_optimization._entries import TRAINING_DATA, OptimizationEntries
+from agentcore.dspy_optimization._entries import ORIGINAL_MODEL, TRAINING_DATA, OptimizationEntries
 from agentcore.dspy_optimization._events import STREAM_KIND, JobRecorded, ResultRecorded, SpendReserved
 from agentcore.dspy_optimization._history import state_digest
 from agentcore.dspy_optimization._job import Job
@@ -104,7 +104,7 @@ class RunRecord:
     async def _create(self, tracker: MLflowTracker, writer: RunWriter, started: Event) -> None:
         key, job, entries = self.job.optimization_id, self.job, tracker.entries
         request = job.request
-        tags = {**request.run_tags(), **self._first_tags()}
+        tags = {**job.tags, **request.run_tags(), **self._first_tags()}
         created = entries.run_created(tracker.config, key, request.run_name(), tags)
         drafts = await run_in_thread(
             lambda: [*entries.params(job.params()), *entries.training_data(job.data, job.splits)]
@@ -150,6 +150,14 @@ class RunRecord:
                 "test_digest": test.digest,
             },
         )
+        if result.winning_optimizer is not None:
+            drafts += await self._model(
+                tracker,
+                self.job.program,
+                ORIGINAL_MODEL,
+                {"is": "the program before the optimization"},
+                as_logged_model=False,
+            )
         tags: dict[str, Any] = {
             "optimization_status": result.status,
             "verdict": result.verdict,

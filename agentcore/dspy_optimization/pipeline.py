@@ -42,8 +42,8 @@ from agentcore.errors import ConfigurationError
 from agentcore.evaluation import Executor, Metric, resolve_executor
 from agentcore.journal import EventSink
 from agentcore.lm import check_stored_name, is_offline, parse_prices, recorded_model
-from agentcore.settings import MLflowConfig
-from agentcore.tracking import destination_of
+from agentcore.settings import MLflowConfig, Settings
+from agentcore.tracking import Experiments, destination_of
 
 if TYPE_CHECKING:
     import dspy
@@ -77,6 +77,10 @@ class OptimizationPipeline:
             are never divided between splits, and the paired tests take them as units.
         repeats: how often baseline and winner are run on each test example, without DSPy's cache; the means
             are compared. For programs whose answers vary.
+        sealed: minimum number of examples to keep sealed: no stage of a run sees them, and the promotion gate
+            needs them.
+        agent: the agent to optimize: runs go to its development experiment with the standard tags, see
+            `agentcore.tracking.Experiments`; None uses AGENTCORE_AGENT.
         start_from: a run whose optimized program to start from; its examples stay in their splits.
         prices: USD per million input and output tokens by model, `{"openai/x": (0.25, 2.0)}`; they override
             litellm's table.
@@ -102,6 +106,8 @@ class OptimizationPipeline:
         cluster: str | None = None,
         repeats: int = 1,
         start_from: str | None = None,
+        sealed: int = 0,
+        agent: str | None = None,
         program_path: str | None = None,
         prices: Mapping[str, Any] | None = None,
     ) -> None:
@@ -115,6 +121,12 @@ class OptimizationPipeline:
             raise ConfigurationError("start_from needs tracking: it loads the run's program from MLflow")
         self.mlflow_config = mlflow_config or (MLflowConfig() if enable_tracking else None)
         self.enable_tracking = enable_tracking
+        tags: dict[str, str] = {}
+        self.agent = agent or Settings().agent
+        if self.agent is not None and self.mlflow_config is not None:
+            experiments = Experiments(self.agent, self.mlflow_config)
+            self.mlflow_config = experiments.stage_config("development")
+            tags = experiments.tags("development", run_type="optimization", dataset_type="evaluation")
         self.options = RunOptions(
             program=program,
             metric=metric,
@@ -126,6 +138,8 @@ class OptimizationPipeline:
             cluster=cluster,
             repeats=repeats,
             start_from=start_from,
+            sealed=sealed,
+            tags=tags,
             max_concurrency=max_concurrency,
             executor=resolve_executor(executor),
             on_event=on_event,

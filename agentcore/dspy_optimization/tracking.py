@@ -16,8 +16,9 @@ from agentcore.tracking import (
     RunTracker,
     SyncRunTracker,
     archive,
+    best_proven,
+    newest_proven,
     plan_archive,
-    proven_run_query,
     user_name,
 )
 
@@ -176,13 +177,12 @@ class MLflowTracker(RunTracker):
             return await super().get_best_run(metric, order_by, tags=wanted)
         if order_by.upper() != "DESC":
             raise ConfigurationError(f"order_by={order_by!r} needs a metric: pass metric= as well")
-        newest = await self._search(*proven_run_query(wanted), 1)
-        if not newest:
+        newest = await self._first(newest_proven(wanted))
+        if newest is None:
             return None
-        tags, params = newest[0].data.tags, newest[0].data.params
+        tags, digest = newest.data.tags, newest.data.params.get("test_digest")
         same = {name: tags[name] for name in ("target_type", "target_id") if name in tags}
-        found = await self._search(*proven_run_query({**wanted, **same}, params.get("test_digest")), 1)
-        return found[0] if found else None
+        return await self._first(best_proven({**wanted, **same}, digest))
 
     async def archive_runs(
         self,

@@ -45,6 +45,13 @@ class ExampleRecord:
     failed: Literal["lm", "program"] | None = None
     draws: int = 1
     """How often the program ran: `score` and `latency_ms` are means over the runs, the rest are sums."""
+    lm_failures: int = 0
+    """How many of these runs the LM failed; they have no score."""
+
+    @property
+    def answered(self) -> int:
+        """The runs that have a score."""
+        return self.draws - self.lm_failures
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name."""

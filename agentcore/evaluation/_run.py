@@ -282,6 +282,7 @@ def _record(
         error=None if error is None else describe(error),
         failed=failed,
         draws=len(draws),
+        lm_failures=sum(draw.failed == "lm" for draw in draws),
     )
 
 

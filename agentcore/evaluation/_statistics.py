@@ -92,7 +92,7 @@ def mean_interval(values: Sequence[float], clusters: Sequence[Hashable] | None =
         raise DataError("there are no scores")
     centred = 2 * np.asarray(values, dtype=float) - 1
     if clusters is not None and len(set(clusters)) < centred.size:
-        totals, sizes = _totals(centred, clusters)
+        totals, sizes = cluster_totals(centred, clusters)
         _, interval = _student(totals, sizes, math.sqrt(float(sizes.mean())) * _APPENDED_CLUSTERS)
     else:
         _, interval = _student(centred, np.ones(centred.size), _APPENDED)
@@ -140,7 +140,7 @@ def cluster_test(values: "np.ndarray", clusters: Sequence[Hashable]) -> PairedTe
     `mean_test` on the clusters' totals, with clusters of √(mean size) examples appended.
 
     With fewer than `MIN_CLUSTERS` clusters, nothing is proven: p is 1 and the interval is [−1, 1]."""
-    totals, sizes = _totals(values, clusters)
+    totals, sizes = cluster_totals(values, clusters)
     difference = float(values.mean())
     if totals.size < MIN_CLUSTERS:
         return PairedTest("clusters", difference, Interval(-1.0, 1.0), 1.0)
@@ -149,7 +149,7 @@ def cluster_test(values: "np.ndarray", clusters: Sequence[Hashable]) -> PairedTe
     return PairedTest("clusters", difference, _covering(_agreeing(interval, p), difference), p)
 
 
-def _totals(values: "np.ndarray", clusters: Sequence[Hashable]) -> tuple["np.ndarray", "np.ndarray"]:
+def cluster_totals(values: "np.ndarray", clusters: Sequence[Hashable]) -> tuple["np.ndarray", "np.ndarray"]:
     """The total and the size of each cluster."""
     numbers = {key: number for number, key in enumerate(dict.fromkeys(clusters))}
     index = np.asarray([numbers[key] for key in clusters])
@@ -157,12 +157,17 @@ def _totals(values: "np.ndarray", clusters: Sequence[Hashable]) -> tuple["np.nda
 
 
 def flip_p_value(totals: "np.ndarray") -> float:
-    """Two-sided p-value of flipping the signs of totals at random (Fisher 1935), over all sign patterns.
+    """Two-sided p-value of flipping the signs of totals at random (Fisher 1935), over all sign patterns."""
+    return float(min(1.0, 2 * min(flip_distribution(totals))))
+
+
+def flip_distribution(totals: "np.ndarray") -> tuple[float, float]:
+    """The probabilities that totals with random signs sum to at least, and to at most, what these sum to.
 
     Totals that aren't whole numbers are rounded to a grid of at least a 100,000th of their sum."""
     sizes = np.abs(totals[np.abs(totals) > NOISE])
     if not sizes.size:
-        return 1.0
+        return 1.0, 1.0
     whole = bool(np.all(np.abs(sizes - np.round(sizes)) <= NOISE)) and sizes.sum() <= _GRID
     steps = np.maximum(1, np.round(sizes * (1.0 if whole else _GRID / 2 / sizes.sum()))).astype(int)
     reached = int(steps[totals[np.abs(totals) > NOISE] > 0].sum())
@@ -176,7 +181,7 @@ def flip_p_value(totals: "np.ndarray") -> float:
     slack = 0 if whole else sizes.size // 2 + 1  # of rounding, towards a larger p-value
     above = chances[max(0, reached - slack) :].sum()
     below = chances[: reached + slack + 1].sum()
-    return float(min(1.0, 2 * min(above, below)))
+    return float(above), float(below)
 
 
 def _student(totals: "np.ndarray", sizes: "np.ndarray", appended: "np.ndarray") -> tuple[float, Interval]:

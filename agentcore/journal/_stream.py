@@ -20,7 +20,7 @@ class Stream:
     """Set by the code that created it: `optimization`, `run`, …; `adopted` for another client's run."""
     name: str
     destination: str
-    """The tracking URI that its entries are delivered to, without a password."""
+    """The tracking URI that its entries are delivered to, without a password; empty if they stay here."""
     tracking_id: str | None
     """The run's id at its destination, once it has been created there."""
     created_ms: int
@@ -40,12 +40,12 @@ class Stream:
     @property
     def waiting(self) -> int:
         """Entries that the destination doesn't have yet."""
-        return self.last_seq - self.delivered
+        return self.last_seq - self.delivered if self.destination else 0
 
     @property
     def interrupted(self) -> bool:
         """A process worked on the run, died, and left it unfinished."""
-        return self.leased and not self.finished and self.working == "no"
+        return bool(self.destination) and self.leased and not self.finished and self.working == "no"
 
 
 @dataclass(frozen=True)

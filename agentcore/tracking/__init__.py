@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 from agentcore._process import limit_exit
 from agentcore.settings import MLflowConfig
 from agentcore.tracking._archive import Archive, archive, plan_archive
-from agentcore.tracking._connection import connection_to, prepare_environment, remove_unfinished
+from agentcore.tracking._best import best_proven, best_run_query, newest_proven
+from agentcore.tracking._connection import Rejected, connection_to, prepare_environment, remove_unfinished
 from agentcore.tracking._delivery import Delivery, delivery_for, destination_of, stop_deliveries
+from agentcore.tracking._digests import digests_of
 from agentcore.tracking._entries import Draft, Entries, RunRequest, user_name
 from agentcore.tracking._events import (
     ArtifactLogged,
@@ -28,9 +30,12 @@ from agentcore.tracking._events import (
     TagsSet,
     TrackingEvent,
 )
-from agentcore.tracking._gateway import Gateway, proven_run_query
-from agentcore.tracking._requests import ANOTHER_COPY, KEY_TAG, TAKEN_TAG
-from agentcore.tracking._run_models import model_drafts, model_names
+from agentcore.tracking._experiments import Experiments, StageRun, SyncExperiments
+from agentcore.tracking._gateway import Gateway, model_versions
+from agentcore.tracking._layout import STAGES, check_agent, purpose_name
+from agentcore.tracking._layout_check import Violation
+from agentcore.tracking._requests import ANOTHER_COPY, KEY_TAG, TAKEN_TAG, serving_code
+from agentcore.tracking._run_models import model_drafts, model_names, program_digests, scratch
 from agentcore.tracking._run_tracker import RunStatus, RunTracker, SyncRunTracker
 from agentcore.tracking._signing import new_keys
 from agentcore.tracking._writer import RunWriter
@@ -58,6 +63,7 @@ _NEEDS_DSPY = {
 __all__ = [
     "ANOTHER_COPY",
     "KEY_TAG",
+    "STAGES",
     "TAKEN_TAG",
     "Archive",
     "ArtifactLogged",
@@ -65,6 +71,7 @@ __all__ = [
     "Delivery",
     "Draft",
     "Entries",
+    "Experiments",
     "FilesRendered",
     "Gateway",
     "InputsLogged",
@@ -72,6 +79,7 @@ __all__ = [
     "MetricsLogged",
     "ModelLogged",
     "ParamsLogged",
+    "Rejected",
     "RunCreated",
     "RunEnded",
     "RunReopened",
@@ -80,27 +88,39 @@ __all__ = [
     "RunTaken",
     "RunTracker",
     "RunWriter",
+    "StageRun",
+    "SyncExperiments",
     "SyncRunTracker",
     "TagsSet",
     "TrackingEvent",
+    "Violation",
     "archive",
+    "best_proven",
+    "best_run_query",
+    "check_agent",
     "connection_to",
     "delivery_for",
     "destination_of",
+    "digests_of",
     "dump_demos",
     "limit_exit",
     "load_demos",
     "load_program",
     "model_drafts",
     "model_names",
+    "model_versions",
     "new_keys",
+    "newest_proven",
     "plan_archive",
     "prepare_environment",
     "program_attributes",
+    "program_digests",
     "program_state",
-    "proven_run_query",
+    "purpose_name",
     "remove_unfinished",
     "save_program",
+    "scratch",
+    "serving_code",
     "stop_deliveries",
     "stored_type",
     "user_name",

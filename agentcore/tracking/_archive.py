@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from agentcore.tracking._gateway import best_run_query, model_versions, registered_models, search_pages
+from agentcore.tracking._best import best_run_query
+from agentcore.tracking._gateway import model_versions, registered_models, search_pages
 from agentcore.tracking._requests import MODEL_TAG
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from agentcore._version import __version__
 from agentcore.data import Dataset
 from agentcore.errors import ArtifactError, ConfigurationError
 from agentcore.journal import Event
-from agentcore.settings import MLflowConfig
+from agentcore.settings import MLflowConfig, Settings
 from agentcore.tracking._events import (
     ArtifactLogged,
     DatasetUsed,
@@ -75,7 +75,7 @@ class Entries:
             "mlflow.user": user_name(),
             "mlflow.source.name": "agentcore",
             "mlflow.source.type": "LOCAL",
-            "environment": "development",
+            "environment": Settings().environment,
             "version": __version__,
             **(tags or {}),
             KEY_TAG: key,

@@ -1,11 +1,10 @@
 """`Gateway`: asynchronous access to MLflow's runs, search and model registry, raising AgentCore's errors."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from agentcore._threads import start_in_thread
-from agentcore.errors import ConfigurationError
 from agentcore.settings import MLflowConfig
 from agentcore.tracking._connection import connection_to
 from agentcore.tracking._requests import get_or_create_experiment
@@ -113,40 +112,3 @@ def pages(search: Callable[[Any], Any]) -> Iterator[Any]:
         token = page.token
         if not token:
             return
-
-
-def proven_run_query(tags: Mapping[str, str], test_digest: str | None = None) -> tuple[str, list[str]]:
-    """Filter and order for runs with a proven gain: the newest first, or with `test_digest` the one with the
-    best lower bound of its quality, on that test split."""
-    query, order = best_run_query("optimized_quality_low", "DESC", tags)
-    query += " and metrics.`improvement_low` > 0"
-    if test_digest is None:
-        return query, ["attributes.start_time DESC"]
-    return f"{query} and params.`test_digest` = '{test_digest}'", order
-
-
-def best_run_query(
-    metric: str, order_by: str, tags: Mapping[str, str] | None = None
-) -> tuple[str, list[str]]:
-    """Filter and order for the best FINISHED run with a finite `metric`; ties go to the earliest run.
-
-    The bounds exclude MLflow's placeholder for infinities (±1.797e308) and runs without the metric, which
-    would otherwise be ranked.
-
-    Args:
-        tags: consider only runs with these tags.
-
-    Raises:
-        ConfigurationError: a name or value that MLflow's search syntax can't quote, or an unknown order.
-    """
-    if not metric or "`" in metric:
-        raise ConfigurationError(f"{metric!r} is not a metric name")
-    if order_by.upper() not in ("ASC", "DESC"):
-        raise ConfigurationError(f"order_by must be 'ASC' or 'DESC', got {order_by!r}")
-    name = f"metrics.`{metric}`"
-    clauses = ["attributes.status = 'FINISHED'", f"{name} > -1e308", f"{name} < 1e308"]
-    for tag, value in (tags or {}).items():
-        if "'" in value or "`" in tag:
-            raise ConfigurationError(f"{tag} {value!r} can't be searched for: it contains a quote")
-        clauses.append(f"tags.`{tag}` = '{value}'")
-    return " and ".join(clauses), [f"{name} {order_by.upper()}", "attributes.start_time ASC"]

@@ -33,6 +33,12 @@ MODEL_TAG = "agentcore.model."
 _MAX_DIGEST = 36
 
 
+def register_scorer(client: "MlflowClient", experiment_id: str, name: str, content: str) -> int:
+    """Register a serialized scorer; its version."""
+    # MlflowClient has no method for it, and mlflow.genai's uses the server set for the whole process.
+    return int(client._tracking_client.store.register_scorer(experiment_id, name, content).scorer_version)
+
+
 def create_run(
     client: "MlflowClient",
     experiment_id: str,
@@ -250,6 +256,11 @@ def _write_model(event: ModelLogged, program_files: Path, directory: Path) -> No
     if signature is not None:
         model.signature = signature
     model.save(str(directory / "MLmodel"))
+
+
+def serving_code() -> str:
+    """The code that a LoggedModel runs when it is served."""
+    return Path(__file__).with_name("_serving.py").read_text(encoding="utf-8")
 
 
 def _without_idle_warnings(record: logging.LogRecord) -> bool:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from agentcore._threads import run_in_thread
 from agentcore._version import __version__
+from agentcore.errors import ArtifactError
 from agentcore.tracking._entries import Draft, Entries
 from agentcore.tracking._events import ModelLogged
+from agentcore.tracking._manifest import recorded_digests
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -66,6 +68,19 @@ async def model_drafts(
             )
         )
     return drafts
+
+
+def program_digests(run: "Run", name: str) -> dict[str, str]:
+    """The digests of a model's files that the run's tag records.
+
+    Raises:
+        ArtifactError: there is no such model, or the tag was changed.
+    """
+    recorded = run.data.tags.get(PROGRAM_TAG + name)
+    if recorded is None:
+        others = ", ".join(model_names(run)) or "none"
+        raise ArtifactError(f"run {run.info.run_id} has no model {name!r}; it has {others}")
+    return recorded_digests(recorded, name)
 
 
 def model_names(run: "Run") -> list[str]:

@@ -19,15 +19,15 @@ from agentcore.data import Dataset
 from agentcore.errors import ArtifactError, ConfigurationError, TrackingError, UnknownRunError
 from agentcore.journal import Journal
 from agentcore.settings import MLflowConfig, Settings
+from agentcore.tracking._best import BestRuns, Ranking, best_ranking
 from agentcore.tracking._connection import Held
 from agentcore.tracking._delivery import Delivery
 from agentcore.tracking._digests import digests_of
 from agentcore.tracking._entries import Draft, Entries, RunRequest
-from agentcore.tracking._events import RunEnded
-from agentcore.tracking._gateway import Gateway, best_run_query
-from agentcore.tracking._manifest import recorded_digests
+from agentcore.tracking._events import DatasetUsed, InputsLogged, RunEnded
+from agentcore.tracking._gateway import Gateway
 from agentcore.tracking._requests import KEY_TAG, MODEL_TAG
-from agentcore.tracking._run_models import PROGRAM_TAG, model_drafts, model_names, scratch
+from agentcore.tracking._run_models import model_drafts, program_digests, scratch
 from agentcore.tracking._run_streams import READ_SECONDS, RunStreams
 from agentcore.tracking._writer import RunWriter
 
@@ -73,6 +73,7 @@ class RunTracker:
         self._current: ContextVar[str | None] = ContextVar("agentcore_run", default=None)
         self._experiment_id: str | None = None
         self._streams = RunStreams(self.config)
+        self._best = BestRuns(self.gateway)
 
     @cached_property
     def sync(self) -> "SyncRunTracker":
@@ -90,6 +91,8 @@ class RunTracker:
         request: RunRequest | None = None,
         run_name: str | None = None,
         tags: Mapping[str, str] | None = None,
+        *,
+        key: str | None = None,
     ) -> str:
         """Start a run and make it the current one; returns its id.
 
@@ -101,11 +104,12 @@ class RunTracker:
                 `opt_{target_type}_{target_id}_{UTC timestamp}` and the tags `target_type` and `target_id`.
             run_name: default: the request's, else `run_{UTC timestamp}`.
             tags: override the request's, and `environment` and `version`, which every run has.
+            key: 32 hexadecimal digits: if a run was started with this key, it is continued.
 
         Raises:
             TrackingError: the server refuses this client; nothing was started.
         """
-        key = uuid.uuid4().hex
+        key = key or uuid.uuid4().hex
         name = run_name or (request.run_name() if request is not None else default_name("run"))
         all_tags = {**(request.run_tags() if request is not None else {}), **(tags or {})}
         created = self.entries.run_created(self.config, key, name, all_tags)
@@ -190,9 +194,7 @@ class RunTracker:
             order_by: DESC or ASC.
             tags: consider only runs with these tags.
         """
-        found, order = best_run_query(metric, order_by, tags)
-        runs = await self._search(found, order, 1)
-        return runs[0] if runs else None
+        return await self._first(best_ranking(metric, order_by, tags))
 
     async def cleanup_experiment(self, confirm: str) -> None:
         """Delete the experiment (MLflow keeps it, restorable, until `mlflow gc`).
@@ -255,6 +257,13 @@ class RunTracker:
     async def log_input(self, data: Dataset, context: str = "training", *, run_id: str | None = None) -> None:
         """Record a dataset, with its digest, as an input of the run; `context` says how it was used."""
         await self._log(self._run(run_id), lambda: self.entries.inputs({context: data}))
+
+    async def log_dataset(
+        self, name: str, digest: str, rows: int, context: str = "training", *, run_id: str | None = None
+    ) -> None:
+        """Record a dataset of which only the digest is known as an input of the run."""
+        used = DatasetUsed(name=name, digest=digest, rows=rows, context=context)
+        await self._log(self._run(run_id), [InputsLogged(datasets=[used])])
 
     async def log_json(self, path: str, content: Any, *, run_id: str | None = None) -> None:
         """Log a JSON artifact; values that JSON can't represent become text."""
@@ -387,11 +396,7 @@ class RunTracker:
     ) -> dict[str, str]:
         """Copy a model's files into `directory`; returns the digests recorded on the run."""
         run = await self.get_run(run_id)
-        recorded = run.data.tags.get(PROGRAM_TAG + artifact_name)
-        if recorded is None:
-            others = ", ".join(model_names(run)) or "none"
-            raise ArtifactError(f"run {run_id} has no model {artifact_name!r}; it has {others}")
-        digests = recorded_digests(recorded, artifact_name)
+        digests = program_digests(run, artifact_name)
         for filename in digests:
             if with_pickle or not filename.endswith(".pkl"):
                 # A local store returns the path of its own file instead of a copy.
@@ -435,6 +440,11 @@ class RunTracker:
             self._experiment_id = await self.gateway.experiment_id()
         return self._experiment_id
 
+    async def _first(self, ranking: Ranking) -> "Run | None":
+        """The first run of a ranking."""
+        await self._flush_reads()
+        return await self._best.find(await self._experiment(), ranking)
+
     async def _search(
         self, filter_string: str, order_by: Sequence[str], max_results: int | None
     ) -> "list[Run]":
@@ -471,6 +481,7 @@ class SyncRunTracker(SyncTwin):
     log_params = blocking(RunTracker.log_params)
     set_tags = blocking(RunTracker.set_tags)
     log_input = blocking(RunTracker.log_input)
+    log_dataset = blocking(RunTracker.log_dataset)
     log_json = blocking(RunTracker.log_json)
     log_artifact = blocking(RunTracker.log_artifact)
     read_json = blocking(RunTracker.read_json)

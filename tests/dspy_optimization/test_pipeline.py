@@ -113,7 +113,7 @@ async def test_the_main_job_end_to_end(config):
     assert params["objective.quality_score"] == "1.0"
     assert params["dataset_digest"] == colours().digest
     assert run.info.run_name.startswith("opt_component_colours_")
-    assert run.data.tags["environment"] == "development"
+    assert run.data.tags["environment"] == "dev"
     assert "not a large language model" in run.data.tags["agentcore.offline_lm"]
     contexts = {item.tags[0].value: item.dataset.digest for item in run.inputs.dataset_inputs}
     assert contexts == {name: params[f"{name}_digest"][:36] for name in ("train", "validation", "test")}

@@ -59,7 +59,7 @@ async def test_figures_under_their_exact_names(tracker):
         "duration_seconds": 1.5,
     }
     assert run.data.params == {"algorithm": "miprov2"}
-    expected = {"target_type": "component", "target_id": "colours", "environment": "development"}
+    expected = {"target_type": "component", "target_id": "colours", "environment": "dev"}
     assert {**run.data.tags, **expected, "version": "7", "team": "a"} == run.data.tags
     assert run.info.status == "FINISHED"
     assert run.info.end_time >= run.info.start_time

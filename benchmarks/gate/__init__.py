@@ -1,0 +1,1 @@
+"""How often the promotion gate is wrong, and what a crash leaves behind. Results: docs/gate.md."""
