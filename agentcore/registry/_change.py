@@ -83,9 +83,8 @@ class Change:
         return "\n".join(lines) + "\n"
 
     def __str__(self) -> str:
-        marks = {"passed": "✓", "failed": "✗", "undecided": "?"}
         title = f"{self.agent}: {_TITLES[self.verdict]} (version {self.champion}), {self.examples} examples"
-        lines = [title, *(f"  {marks[item.outcome]} {item.text}" for item in self.criteria)]
+        lines = [title, *(f"  {item}" for item in self.criteria)]
         return "\n".join([*lines, f"  {len(self.fixed)} examples fixed, {len(self.broken)} broken"])
 
 

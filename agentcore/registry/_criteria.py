@@ -24,6 +24,7 @@ _GUARDED: tuple[Guarded, ...] = ("avg_cost", "avg_latency_ms")
 _DOUBT = 0.05
 """Significance level at which a criterion counts as failed, not only as undecided."""
 _MOST = 1_000_000
+_MARKS: Mapping[Outcome, str] = {"passed": "✓", "failed": "✗", "undecided": "?"}
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,9 @@ class Criterion:
             "figures": dict(self.figures),
             "more_examples": self.more_examples,
         }
+
+    def __str__(self) -> str:
+        return f"{_MARKS[self.outcome]} {self.text}"
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Criterion":

@@ -142,8 +142,6 @@ class DecisionMade(Event):
     look: str | None = None
     forced: str | None = None
     """Why the gate was bypassed."""
-    status: str = "success"
-    """The deployment run's `deployment_status`."""
     by: str
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +60,7 @@ def plan_look(
     if data is not None:
         _check_unseen(data, candidate)
     retired = state.retired()
-    free = [item for item in source or () if not retired.keys() & keys_of(item)]
+    free = _free(source or (), retired)
     used, usable = len(source or ()) - len(free), _without_twins(free)
     clustered = source is not None and source.clusters is not None
 
@@ -97,8 +97,9 @@ def interrupted_look(
     if found is None:
         return None
     paid = found.debited
+    retired = state.retired()
     same = (
-        not state.retired().keys() & set(paid.members)
+        not retired.keys() & set(paid.members)
         and (paid.metric, paid.lm) == (candidate.metric.name, candidate.lm.model)
         and (paid.challenger, paid.files) == (candidate.run_id, dict(candidate.digests))
         and (paid.champion, paid.anchor) == (champion, anchor)
@@ -116,8 +117,7 @@ def interrupted_look(
     if chosen.digest != paid.test_digest:
         return None
     left = policy.lifetime_alpha - state.spent
-    unused = len(_without_twins([item for item in source if not state.retired().keys() & keys_of(item)]))
-    unused -= len(chosen)
+    unused = len(_without_twins(_free(source, retired))) - len(chosen)
     looks = min(int(left / paid.alpha + 1e-9), unused // len(chosen))
     return LookPlan(chosen, paid.alpha, Expected(paid.broken), looks, unused, paid.look)
 
@@ -131,6 +131,11 @@ def _check_unseen(data: Dataset, candidate: Candidate) -> None:
             f"{candidate.short_id}, in training, validation, test or its demonstrations: the gate needs "
             "examples that the run has not used"
         )
+
+
+def _free(examples: Iterable[Example], retired: Mapping[str, str]) -> list[Example]:
+    """The examples that are not retired."""
+    return [item for item in examples if not retired.keys() & keys_of(item)]
 
 
 def _without_twins(examples: Sequence[Example]) -> list[Example]:

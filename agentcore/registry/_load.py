@@ -145,12 +145,15 @@ class _Loader:
         self._warned = False
         self._registry = Registry(self.agent, self.config)
 
-    async def load(self) -> _Version:
+    async def load(self, known: _Version | None = None) -> _Version:
+        """The version, or `known` if it is that one."""
         try:
             number, release = await self._registry.current(self.wanted)
         except (TrackingError, JournalError) as error:
             return await run_in_thread(partial(self._last_good, error))
         self._warned = False
+        if known is not None and known.number == number:
+            return known
         return await self._version(number, release)
 
     async def _version(self, number: str, release: Release) -> _Version:
@@ -234,8 +237,13 @@ class _Loader:
         threading.Thread(target=run, name=f"agentcore-refresh-{self.agent}", daemon=True).start()
 
     def _refresh(self, reference: "weakref.ref[LiveProgram]", on_change: OnChange | None) -> None:
+        live = reference()
+        if live is None:
+            return
+        known = live._loaded
+        del live  # or the thread would keep it alive while it asks
         try:
-            loaded = run_blocking(self.load())
+            loaded = run_blocking(self.load(known))
         except Exception as error:  # noqa: BLE001 - logged; the application keeps its program
             if not self._warned:
                 self._warned = True

@@ -82,19 +82,11 @@ class Promoting:
                 f"{self.agent}@{self.alias} is already this run's program (version {current})"
             )
         if any(item.outcome == "failed" for item in sound):
-            return self._refused(sound, "reject")
+            return self._outcome("reject", sound)
         if self.alias != CHAMPION or force is not None:
             verdict: Literal["forced", "staged"] = "staged" if force is None else "forced"
             if dry_run:
-                return Promotion(
-                    self.agent,
-                    self.candidate.run_id,
-                    self.candidate.short_id,
-                    verdict,
-                    False,
-                    tuple(sound),
-                    planned=True,
-                )
+                return self._outcome(verdict, sound, planned=True)
             await self.steps.own(self.held)
             return await self._promoted(sound, files, verdict, forced=force)
         champion, anchor = self._references()
@@ -104,37 +96,44 @@ class Promoting:
             self.held.state, self.candidate, champion, anchor, self.policy, data
         ) or plan_look(self.agent, self.held.state, self.candidate, self.policy, data)
         if isinstance(planned, Criterion):
-            return self._refused([*sound, planned], "inconclusive")
+            return self._outcome("inconclusive", [*sound, planned])
         if dry_run:
-            return Promotion(
-                self.agent,
-                self.candidate.run_id,
-                self.candidate.short_id,
-                "promote",
-                False,
-                tuple(sound),
-                examples=len(planned.examples),
-                alpha=planned.alpha,
-                looks_left=planned.left,
-                budget_left=self._budget_left(planned),
-                sealed_left=planned.unused,
-                planned=True,
-                warnings=()
-                if planned.look is None
-                else ("the look is already paid for: promoting the run goes on with it",),
-            )
+            paid = ("the look is already paid for: promoting the run goes on with it",)
+            warnings = () if planned.look is None else paid
+            return self._outcome("promote", sound, planned, planned=True, warnings=warnings)
         return await self._measured(sound, files, planned)
 
-    def _budget_left(self, plan: LookPlan) -> float:
-        """Of the error budget, after a planned look."""
-        price = plan.alpha if plan.look is None else 0.0
-        return max(0.0, self.policy.lifetime_alpha - self.held.state.spent - price)
+    def _outcome(
+        self,
+        verdict: GateVerdict | Literal["forced", "staged"],
+        criteria: Sequence[Criterion],
+        plan: LookPlan | None = None,
+        **more: Any,
+    ) -> Promotion:
+        """What the call came to; `plan` is the look that was paid for, or in a dry run would be."""
+        of_look: dict[str, Any] = {}
+        if plan is not None:
+            unpaid = plan.alpha if more.get("planned") and plan.look is None else 0.0
+            of_look = {
+                "examples": len(plan.examples),
+                "alpha": plan.alpha,
+                "looks_left": plan.left,
+                "budget_left": max(0.0, self.policy.lifetime_alpha - self.held.state.spent - unpaid),
+                "sealed_left": plan.unused,
+            }
+        return Promotion(
+            agent=self.agent,
+            run_id=self.candidate.run_id,
+            run=self.candidate.short_id,
+            verdict=verdict,
+            criteria=tuple(criteria),
+            **of_look,
+            **more,
+        )
 
     def _is(self, version: str) -> bool:
-        made = self.held.state.release_of(version)
-        return made is not None and made.made.release is not None and (
-            made.made.release.run_id == self.candidate.run_id
-        )  # fmt: skip
+        release = self.held.state.release(version)
+        return release is not None and release.run_id == self.candidate.run_id
 
     async def _measured(
         self, sound: Sequence[Criterion], files: Mapping[str, str], plan: LookPlan
@@ -195,7 +194,7 @@ class Promoting:
             return await self._promoted(full, files, "promote", decided, plan)
         await self.held.write(decided)
         evaluation = await self.steps.log_look(self.held, self.held.state.looks[decided.look])
-        return self._refused(shown, verdict, decided, plan, evaluation)
+        return self._outcome(verdict, shown, plan, look=decided.look, evaluation_run=evaluation)
 
     async def _own_checks(self, measured: MeasuredLook) -> list[Criterion]:
         context = GateContext(self.agent, self.candidate, measured, self.policy)
@@ -208,7 +207,7 @@ class Promoting:
         if current is None:
             return self.candidate.run_id, None
         champions = self.held.state.champions()
-        if not champions or self.held.state.release_of(current) is None:
+        if not champions or self.held.state.release(current) is None:
             raise ConfigurationError(
                 f"version {current} of {self.agent}, the champion, was not promoted by AgentCore, so there "
                 "is nothing to compare with: promote with a reason as force= (--force)"
@@ -225,13 +224,12 @@ class Promoting:
         return self.candidate.original
 
     async def _program_of(self, version: str) -> Any:
-        made = self.held.state.release_of(version)
-        if made is None or made.made.release is None:
+        release = self.held.state.release(version)
+        if release is None:
             raise ConfigurationError(
                 f"version {version} of {self.agent} was not promoted by AgentCore, so there is "
                 "nothing to compare with: roll back to a version that was"
             )
-        release = made.made.release
         found = await self.gateway.call(lambda client: client.get_model_version(self.agent, version))
         check_tags(found, release)
         return await load_release(self.gateway, release, self.program)
@@ -302,49 +300,16 @@ class Promoting:
         version = await self.steps.carry_out(
             held, held.state.decisions[decision], instructions(candidate.program)
         )
-        return Promotion(
-            self.agent,
-            candidate.run_id,
-            candidate.short_id,
+        return self._outcome(
             verdict,
-            True,
-            tuple(criteria),
-            self.alias,
-            version,
-            release.semantic_version,
-            made.previous,
-            made.look,
-            len(plan.examples) if plan is not None else 0,
-            plan.alpha if plan is not None else 0.0,
-            plan.left if plan is not None else None,
-            max(0.0, self.policy.lifetime_alpha - held.state.spent) if plan is not None else None,
-            plan.unused if plan is not None else None,
-            evaluation,
-            held.state.decisions[decision].steps["deployment"].value,
-        )
-
-    def _refused(
-        self,
-        criteria: Sequence[Criterion],
-        verdict: GateVerdict,
-        decided: LookDecided | None = None,
-        plan: LookPlan | None = None,
-        evaluation: str | None = None,
-    ) -> Promotion:
-        return Promotion(
-            self.agent,
-            self.candidate.run_id,
-            self.candidate.short_id,
-            verdict,
-            False,
-            tuple(criteria),
-            look=decided.look if decided is not None else None,
-            examples=len(plan.examples) if plan is not None else 0,
-            alpha=plan.alpha if plan is not None and decided is not None else 0.0,
-            looks_left=plan.left if plan is not None else None,
-            budget_left=(
-                max(0.0, self.policy.lifetime_alpha - self.held.state.spent) if plan is not None else None
-            ),
-            sealed_left=plan.unused if plan is not None else None,
+            criteria,
+            plan,
+            promoted=True,
+            alias=self.alias,
+            version=version,
+            semantic_version=release.semantic_version,
+            previous=made.previous,
+            look=made.look,
             evaluation_run=evaluation,
+            deployment_run=held.state.decisions[decision].steps["deployment"].value,
         )

@@ -1,6 +1,5 @@
 """The outcomes of promotions, rollbacks and verifications."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +32,7 @@ class Promotion:
     run_id: str
     run: str
     verdict: GateVerdict | Literal["forced", "staged"]
-    promoted: bool
+    promoted: bool = False
     criteria: tuple[Criterion, ...] = ()
     alias: str | None = None
     version: str | None = None
@@ -74,7 +73,7 @@ class Promotion:
         return challenger, champion
 
     def __str__(self) -> str:
-        lines = [headline(self), *(f"  {_MARKS[item.outcome]} {item.text}" for item in self.criteria)]
+        lines = [headline(self), *(f"  {item}" for item in self.criteria)]
         lines += [f"  note: {text}" for text in self.warnings]
         more = [item.more_examples for item in self.criteria if item.more_examples is not None]
         if self.verdict == "inconclusive" and more:
@@ -86,9 +85,6 @@ class Promotion:
                 f"{self.budget_left:.4f} and {self.sealed_left} unused sealed examples are left"
             )
         return "\n".join(lines)
-
-
-_MARKS = {"passed": "✓", "failed": "✗", "undecided": "?"}
 
 
 def headline(promotion: Promotion) -> str:
@@ -172,8 +168,3 @@ class Verification:
         lines = [f"{title}: {'unchanged' if self.sound else 'CHANGED'} since its promotion"]
         lines += [f"  ✗ {item.what}: {item.text}" for item in self.differences]
         return "\n".join([*lines, *(f"  note: {item.what}: {item.text}" for item in self.notes)])
-
-
-def texts(criteria: Sequence[Criterion]) -> str:
-    """The criteria's texts in one line."""
-    return "; ".join(item.text for item in criteria)

@@ -386,9 +386,8 @@ class Registry:
         found = await self.gateway.call(lambda client: find_version(client, self.agent, which))
         release, version = recorded_release(found), str(found.version)
         state = await self._store.state()
-        journalled = state.release_of(version)
-        if journalled is not None and journalled.made.release is not None:
-            check_tags(found, journalled.made.release)
+        if (journalled := state.release(version)) is not None:
+            check_tags(found, journalled)
         elif state.done() and version not in state.adopted():
             raise ArtifactError(
                 f"version {version} of {self.agent} was not promoted by AgentCore: the journal, which has "

@@ -14,6 +14,7 @@ from agentcore.registry._events import (
     LookLogged,
     LookMeasured,
     RegistryOpened,
+    Release,
     SetExposed,
     StepDone,
 )
@@ -28,7 +29,6 @@ class LookState:
     decided: LookDecided | None = None
     dropped: LookDropped | None = None
     logged: LookLogged | None = None
-    exposed: list[SetExposed] = field(default_factory=list)
 
     @property
     def open(self) -> bool:
@@ -89,8 +89,6 @@ class RegistryState:
             self.looks[event.look].dropped = event
         elif isinstance(event, SetExposed):
             self.exposed.append(event)
-            if event.look is not None:
-                self.looks[event.look].exposed.append(event)
         elif isinstance(event, DecisionMade):
             self.decisions[event.decision] = DecisionState(event)
         elif isinstance(event, StepDone):
@@ -143,6 +141,11 @@ class RegistryState:
             (item for item in self.done() if item.made.release is not None and item.version == version),
             None,
         )
+
+    def release(self, version: str) -> Release | None:
+        """What was recorded when a version was promoted."""
+        made = self.release_of(version)
+        return None if made is None else made.made.release
 
     def champions(self) -> list[str]:
         """Every version that has been champion, in the order of their promotion."""

@@ -84,15 +84,8 @@ class Steps:
         release = made.release
         assert release is not None
 
-        def work(client: "MlflowClient") -> str:
-            return ensure_version(
-                client,
-                self.agent,
-                release,
-                version_tags(release),
-            )
-
-        return await self.gateway.call(work)
+        tags = version_tags(release)
+        return await self.gateway.call(lambda client: ensure_version(client, self.agent, release, tags))
 
     async def _prompts(self, made: DecisionMade, prompts: Mapping[str, str]) -> str:
         release = made.release
@@ -116,7 +109,7 @@ class Steps:
         if made.release is not None:
             promoted = held.state.decisions[made.decision]
         of_run = self.experiments.deployment_tags(
-            version, TARGETS.get(made.alias), deployment_status=made.status
+            version, TARGETS.get(made.alias), deployment_status="success"
         )
         name = self.experiments.deployment_run_name(made.timestamp_ms)
         tags = self.experiments.tags("deployment", **of_run)

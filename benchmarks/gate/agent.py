@@ -9,14 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from agentcore.dspy_optimization import OptimizationPipeline
 from agentcore.journal import close_journals
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import stop_deliveries
-from tests.support import colours, request
+from tests.registry.conftest import optimized
 from tests.support.stack import Stack
-
-AGENT = "colour"
 
 
 @dataclass
@@ -45,13 +42,4 @@ def agent_on_stack() -> Iterator[Made]:
 
 
 async def _optimized(config: MLflowConfig) -> list[str]:
-    runs = []
-    for k in (4, 16):
-        pipeline = OptimizationPipeline(lm="offline/knn", mlflow_config=config, agent=AGENT, sealed=480)
-        result = await pipeline.run_optimization(
-            request(algorithms=["labeled_few_shot"], optimizer_settings={"labeled_few_shot": {"k": k}}),
-            training_data=colours(600),
-        )
-        await pipeline.flush()
-        runs.append(result.run_id)
-    return runs
+    return [await optimized(config, k) for k in (4, 16)]

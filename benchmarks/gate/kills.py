@@ -18,7 +18,8 @@ from typing import Any
 from agentcore.registry import GatePolicy, Registry
 from agentcore.registry._models import aliases
 from agentcore.registry._state import RegistryState
-from benchmarks.gate.agent import AGENT, Made, agent_on_stack
+from benchmarks.gate.agent import Made, agent_on_stack
+from tests.registry.conftest import AGENT
 
 POLICY = GatePolicy(delta={}, lifetime_alpha=0.2)
 

@@ -17,7 +17,8 @@ from mlflow import MlflowClient
 
 from agentcore.registry import GatePolicy, Registry
 from agentcore.registry._models import aliases
-from benchmarks.gate.agent import AGENT, Made, agent_on_stack
+from benchmarks.gate.agent import Made, agent_on_stack
+from tests.registry.conftest import AGENT
 
 PROCESSES, CALLERS, MOVES = 4, 5, 3
 

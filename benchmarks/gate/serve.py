@@ -19,7 +19,8 @@ from typing import Any
 import agentcore
 from agentcore.lm import offline_lm
 from agentcore.registry import GatePolicy, Registry
-from benchmarks.gate.agent import AGENT, Made, agent_on_stack
+from benchmarks.gate.agent import Made, agent_on_stack
+from tests.registry.conftest import AGENT
 from tests.support import colours
 from tests.support.ports import free_port
 

@@ -48,10 +48,10 @@ def config_in(directory: Path) -> MLflowConfig:
     )
 
 
-async def optimized(config: MLflowConfig, k: int, seed: int = 0, **options) -> str:
+async def optimized(config: MLflowConfig, k: int, seed: int = 0, *, agent: str = AGENT, **options) -> str:
     """The id of an optimization with `k` demonstrations."""
     pipeline = OptimizationPipeline(
-        lm="offline/knn", mlflow_config=config, agent=AGENT, sealed=480, seed=seed, **options
+        lm="offline/knn", mlflow_config=config, agent=agent, sealed=480, seed=seed, **options
     )
     result = await pipeline.run_optimization(
         request(algorithms=["labeled_few_shot"], optimizer_settings={"labeled_few_shot": {"k": k}}),

@@ -9,11 +9,11 @@ import dspy
 import pytest
 
 import agentcore
-from agentcore.dspy_optimization import OptimizationPipeline
 from agentcore.lm import offline_lm
 from agentcore.registry import GatePolicy, Registry
 from agentcore.settings import MLflowConfig
-from tests.support import colours, request
+from tests.registry.conftest import optimized
+from tests.support import colours
 
 AGENT = "served-colour"
 THINGS = [item.inputs["thing"] for item in colours(90)]
@@ -60,13 +60,8 @@ async def test_promote_serve_and_roll_back(own_stack, monkeypatch):
     registry = Registry(AGENT, config)
     found = []
     for k in (4, 16):
-        pipeline = OptimizationPipeline(lm="offline/knn", mlflow_config=config, agent=AGENT, sealed=480)
-        result = await pipeline.run_optimization(
-            request(algorithms=["labeled_few_shot"], optimizer_settings={"labeled_few_shot": {"k": k}}),
-            training_data=colours(600),
-        )
-        await pipeline.flush()
-        promotion = await registry.promote(result.run_id, policy=GatePolicy(delta={}))
+        run = await optimized(config, k, agent=AGENT)
+        promotion = await registry.promote(run, policy=GatePolicy(delta={}))
         assert promotion.promoted, str(promotion)
         found.append(await answers(config))
     weak, strong = found
