@@ -96,7 +96,10 @@ class SyncTwin:
         try:
             return run_blocking(getattr(self._target, name)(*args, **kwargs), context)
         finally:
-            carried.update({item.name: context[item] for item in self._carry if item in context})
+            for item in self._carry:
+                if item in context:
+                    carried[item.name] = context[item]
+                    item.set(context[item])  # for others than this twin
 
 
 def blocking(

@@ -56,6 +56,10 @@ class TrackingError(AgentCoreError):
     """The MLflow server or its stores can't be reached, or refuse."""
 
 
+class StorageError(AgentCoreError):
+    """A bucket with data sets can't be reached, or refuses."""
+
+
 class ArtifactError(AgentCoreError):
     """A stored model is missing, changed, or doesn't fit the program it is loaded into."""
 

@@ -65,6 +65,8 @@ class Settings(_EnvSettings):
     """`AGENTCORE_AGENT_VERSION`: the value of the tag `agent_version`."""
     environment: Literal["dev", "staging", "production"] = "dev"
     """`AGENTCORE_ENVIRONMENT`: the value of the tag `environment`."""
+    data: str = "data/evaluation"
+    """Where the commands keep data sets: a directory, or `s3://bucket/prefix`."""
     domains: str = ""
     """`AGENTCORE_DOMAINS`: further values of the tag `domain`, separated by commas."""
     trusted_modules: str = ""

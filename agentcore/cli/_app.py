@@ -6,6 +6,7 @@ import typer
 
 from agentcore._version import __version__
 from agentcore.cli import (
+    _data,
     _doctor,
     _experiments,
     _gate,
@@ -55,6 +56,7 @@ app.command()(_registry.history)
 app.command()(_registry.verify)
 app.add_typer(_gate.gate)
 app.add_typer(_experiments.experiments)
+app.add_typer(_data.data)
 app.command()(_ui.ui)
 app.command()(_journal.sync)
 app.command()(_doctor.doctor)

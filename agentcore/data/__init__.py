@@ -13,15 +13,20 @@ from agentcore.data._dataset import (
     too_few_clusters,
 )
 from agentcore.data._load import load_dataset
+from agentcore.data._manager import DatasetDiff, DatasetManager, StoredDataset, current_run
 from agentcore.data._split import SPLITS, keys_of, planned_sizes
 
 __all__ = [
     "BUILTIN_DATASETS",
     "SPLITS",
     "Dataset",
+    "DatasetDiff",
+    "DatasetManager",
     "Example",
     "Split",
     "Splits",
+    "StoredDataset",
+    "current_run",
     "fold",
     "folded_digest",
     "given_splits",

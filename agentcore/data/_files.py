@@ -29,8 +29,24 @@ def read_rows(path: Path) -> Rows:
     Raises:
         DataError: it can't be read.
     """
-    try:
+    with _explained(path):
         return READERS[path.suffix.lower()](path)
+
+
+def stream_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a file in one of the formats of `STREAMS`, one by one.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    with _explained(path):
+        yield from STREAMS[path.suffix.lower()](path)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -54,8 +70,7 @@ def _encoding(path: Path) -> str:
         return "utf-16" if stream.read(2) in _UTF16 else "utf-8-sig"
 
 
-def _read_jsonl(path: Path) -> Rows:
-    rows = []
+def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding=_encoding(path)) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -66,8 +81,11 @@ def _read_jsonl(path: Path) -> Rows:
                 raise DataError(f"{path}, line {number}: not valid JSON ({error})") from None
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
-            rows.append(row)
-    return rows
+            yield row
+
+
+def _read_jsonl(path: Path) -> Rows:
+    return list(_jsonl(path))
 
 
 def _read_json(path: Path) -> Rows:
@@ -137,18 +155,31 @@ def _large_cells() -> Iterator[None]:
             csv.field_size_limit(usual)
 
 
-def _read_parquet(path: Path) -> Rows:
+def _parquet(path: Path) -> Iterator[dict[str, Any]]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         raise DataError(f"{path}: reading Parquet needs pyarrow. Install it: pip install pyarrow") from None
     try:
-        rows: Rows = parquet.ParquetFile(path).read().to_pylist()
+        for batch in parquet.ParquetFile(path).iter_batches():
+            for row in batch.to_pylist():
+                row.pop("__index_level_0__", None)
+                yield row
     except pyarrow.ArrowInvalid as error:
         raise DataError(f"{path} can't be read as Parquet: {error}") from None
-    return [{key: cell for key, cell in row.items() if key != "__index_level_0__"} for row in rows]
 
+
+def _read_parquet(path: Path) -> Rows:
+    return list(_parquet(path))
+
+
+STREAMS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".jsonl": _jsonl,
+    ".ndjson": _jsonl,
+    ".parquet": _parquet,
+}
+"""Formats that can be read row by row."""
 
 READERS: dict[str, Callable[[Path], Rows]] = {
     ".csv": _read_csv,

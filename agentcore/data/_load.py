@@ -1,13 +1,13 @@
 """Load datasets from rows, `dspy.Example`s, frames and tables, files, or built-in names."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from agentcore.data._builtin import BUILTIN_DATASETS, load_builtin
 from agentcore.data._check import InputFields
 from agentcore.data._dataset import Dataset
-from agentcore.data._files import READERS, read_rows, without_index
+from agentcore.data._files import READERS, STREAMS, read_rows, stream_rows, without_index
 from agentcore.errors import DataError
 
 
@@ -121,3 +121,32 @@ def _plain_value(value: Any) -> Any:
             if callable(getattr(value, method, None)):
                 return getattr(value, method)()
     return value
+
+
+def rows_of(source: Any) -> Iterator[dict[str, Any]]:
+    """The rows of what `load_dataset` accepts, or of an iterator of dicts, with the values as they are.
+    Iterators, .jsonl and .parquet files are read row by row.
+
+    Raises:
+        DataError: the source can't be read.
+    """
+    if isinstance(source, (str, Path)):
+        path = Path(source)
+        if path.suffix.lower() in STREAMS:
+            return map(_plain, stream_rows(path))
+        return iter(load_dataset(source).rows())
+    if isinstance(source, Dataset):
+        return iter(source.rows())
+    if isinstance(source, Iterable) and not hasattr(source, "columns") and not isinstance(source, Mapping):
+        return _mappings(source)
+    return iter(load_dataset(source).rows())
+
+
+def _mappings(items: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    for number, item in enumerate(items, 1):
+        if isinstance(item, Mapping):
+            yield _plain(item)
+        elif callable(getattr(item, "toDict", None)):
+            yield _plain(dict(item.items()))
+        else:
+            raise DataError(f"row {number}: expected a dict or a dspy.Example, got {type(item).__name__}")

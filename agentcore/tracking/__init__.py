@@ -15,6 +15,7 @@ from agentcore.tracking._connection import Rejected, connection_to, prepare_envi
 from agentcore.tracking._delivery import Delivery, delivery_for, destination_of, stop_deliveries
 from agentcore.tracking._digests import digests_of
 from agentcore.tracking._entries import Draft, Entries, RunRequest, user_name
+from agentcore.tracking._evaluation_data import EvaluationDatasets, SyncEvaluationDatasets
 from agentcore.tracking._events import (
     ArtifactLogged,
     DatasetUsed,
@@ -71,6 +72,7 @@ __all__ = [
     "Delivery",
     "Draft",
     "Entries",
+    "EvaluationDatasets",
     "Experiments",
     "FilesRendered",
     "Gateway",
@@ -89,6 +91,7 @@ __all__ = [
     "RunTracker",
     "RunWriter",
     "StageRun",
+    "SyncEvaluationDatasets",
     "SyncExperiments",
     "SyncRunTracker",
     "TagsSet",

@@ -15,7 +15,7 @@ from agentcore._naming import run_name as default_name
 from agentcore._redaction import Redactor
 from agentcore._sync import SyncTwin, blocking
 from agentcore._threads import run_in_thread
-from agentcore.data import Dataset
+from agentcore.data import Dataset, current_run
 from agentcore.errors import ArtifactError, ConfigurationError, TrackingError, UnknownRunError
 from agentcore.journal import Journal
 from agentcore.settings import MLflowConfig, Settings
@@ -78,7 +78,7 @@ class RunTracker:
     @cached_property
     def sync(self) -> "SyncRunTracker":
         """The blocking twin of this tracker; each thread has its own current run."""
-        return SyncRunTracker(self, carry=[self._current])
+        return SyncRunTracker(self, carry=[self._current, current_run])
 
     @property
     def current_run_id(self) -> str | None:
@@ -123,6 +123,7 @@ class RunTracker:
         run_id = made or local_id(key)
         self._streams.remember(key, run_id, local_id(key))
         self._current.set(run_id)
+        current_run.set(_Inputs(self, run_id))
         return run_id
 
     async def end_run(self, status: RunStatus = "FINISHED", *, run_id: str | None = None) -> None:
@@ -133,6 +134,7 @@ class RunTracker:
         await self._log(run, [RunEnded(status=status)])
         if self._current.get() == run:
             self._current.set(None)
+            current_run.set(None)
 
     async def get_run(self, run_id: str) -> "Run":
         """The run as MLflow has it, after everything waiting for it is delivered."""
@@ -462,6 +464,16 @@ class RunTracker:
             )
         except TrackingError as error:
             raise ArtifactError(f"run {run_id} has no readable artifact {path}: {error}") from None
+
+
+class _Inputs:
+    """The current run, for those who only have data sets to link to it."""
+
+    def __init__(self, tracker: RunTracker, run_id: str) -> None:
+        self._tracker, self._run_id = tracker, run_id
+
+    def log_dataset(self, name: str, digest: str, rows: int, context: str) -> None:
+        self._tracker.sync.log_dataset(name, digest, rows, context, run_id=self._run_id)
 
 
 class SyncRunTracker(SyncTwin):
