@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 UV = $(shell command -v uv 2>/dev/null || echo $(BIN)/uv)
 
-.PHONY: setup demo test check policies audit lint types format lock ui clean
+.PHONY: setup demo evaluate evaluate-agent evaluate-drift test check policies audit lint types format lock ui clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,23 @@ demo: $(STAMP)
 
 ui: $(STAMP)
 	$(BIN)/agentcore ui
+
+# Without variables: the example agent. FUNC is a function from dict to dict, or a program; an empty one is the
+# agent's champion.
+AGENT_NAME ?= loan_approval
+DATASET ?= loan_approval_test_set
+BASELINE ?= baseline_v1
+CURRENT ?= current_month
+FUNC ?= $(if $(filter loan_approval,$(AGENT_NAME)),examples.loan_approval.agent:decide)
+FUNC_OPTION = $(if $(FUNC),--func $(FUNC))
+
+evaluate evaluate-agent: $(STAMP)
+	@test -n "$$AGENTCORE_DATA" || test -d data/evaluation || $(BIN)/python examples/loan_approval/make_data.py
+	$(BIN)/agentcore evaluate --agent $(AGENT_NAME) --dataset $(DATASET) $(FUNC_OPTION)
+
+evaluate-drift: $(STAMP)
+	@test -n "$$AGENTCORE_DATA" || test -d data/evaluation || $(BIN)/python examples/loan_approval/make_data.py
+	$(BIN)/agentcore drift --agent $(AGENT_NAME) --baseline $(BASELINE) --dataset $(CURRENT) $(FUNC_OPTION)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 3 --dist loadfile

@@ -91,6 +91,29 @@ def authorization_for(url: str) -> str | None:
     return _authorization.get(_server(url))
 
 
+def lend_run(tracking_uri: str, run_id: str) -> None:
+    """Let a user's calls of MLflow's fluent API log to a run, if they go to the same server."""
+    import sys
+
+    fluent = sys.modules.get("mlflow")
+    known = os.environ.get("MLFLOW_TRACKING_URI") if fluent is None else fluent.get_tracking_uri()
+    if known is not None and known.rstrip("/") == tracking_uri.rstrip("/"):
+        os.environ["MLFLOW_RUN_ID"] = run_id
+
+
+def take_back_run(run_id: str) -> None:
+    """Undo `lend_run`: otherwise MLflow would log what comes later to the ended run."""
+    import sys
+
+    if os.environ.get("MLFLOW_RUN_ID") == run_id:
+        del os.environ["MLFLOW_RUN_ID"]
+    fluent = sys.modules.get("mlflow.tracking.fluent")
+    if fluent is None:
+        return
+    stack = fluent._active_run_stack.get()
+    stack[:] = [item for item in stack if item.info.run_id != run_id]
+
+
 def silence_dspy_source_listing() -> None:
     """Stop `get_dspy_source_code` from printing the signatures that it reads. Remove once DSPy is fixed."""
     from dspy.propose import utils

@@ -60,6 +60,10 @@ class StorageError(AgentCoreError):
     """A bucket with data sets can't be reached, or refuses."""
 
 
+class AlertError(AgentCoreError):
+    """An alert can't be sent."""
+
+
 class ArtifactError(AgentCoreError):
     """A stored model is missing, changed, or doesn't fit the program it is loaded into."""
 

@@ -67,6 +67,16 @@ class Settings(_EnvSettings):
     """`AGENTCORE_ENVIRONMENT`: the value of the tag `environment`."""
     data: str = "data/evaluation"
     """Where the commands keep data sets: a directory, or `s3://bucket/prefix`."""
+    eval_mode: str = Field(default="manual", validation_alias="EVAL_MODE")
+    """`EVAL_MODE`: how what is evaluated was made, such as mcp or vanilla_sdk; see `EvaluationTracker`."""
+    metrics_window: float = Field(default=15.0, gt=0)
+    """`AGENTCORE_METRICS_WINDOW`: seconds between two writes of a running agent's metrics and traces."""
+    trace_sampling: float = Field(default=1.0, ge=0, le=1)
+    """`AGENTCORE_TRACE_SAMPLING`: share of the requests, 0–1, that become traces."""
+    trace_kb: float = Field(default=64.0, gt=0)
+    """`AGENTCORE_TRACE_KB`: the size limit, in KiB, for the request and for the answer in a trace."""
+    alert_urls: SecretStr | None = None
+    """`AGENTCORE_ALERT_URLS`: where alerts go, in Apprise's syntax, separated by spaces or commas."""
     domains: str = ""
     """`AGENTCORE_DOMAINS`: further values of the tag `domain`, separated by commas."""
     trusted_modules: str = ""

@@ -38,6 +38,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.chdir(tmp_path)
     yield
     _process._authorization.clear()
+    if "agentcore.monitoring._flusher" in sys.modules:
+        from agentcore.monitoring import _collector, _flusher
+
+        _flusher.flusher._known.clear()
+        _collector._collectors.clear()
     if "agentcore.tracking" in sys.modules:
         from agentcore.tracking import stop_deliveries
 

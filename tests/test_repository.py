@@ -169,7 +169,8 @@ def test_the_reference_has_every_event_result_field_and_variable():
     told = REFERENCE.partition("## Environment variables")[2]
     for kind, prefix in ((Settings, "AGENTCORE_"), (MLflowConfig, "MLFLOW_")):
         for field in kind.model_fields:
-            assert prefix + field.upper() in told or field == "request_timeout", field
+            name = str(kind.model_fields[field].validation_alias or prefix + field.upper())
+            assert name in told or field == "request_timeout", field
 
 
 def test_the_readme_is_a_page_and_a_half():

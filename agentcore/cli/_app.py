@@ -6,8 +6,10 @@ import typer
 
 from agentcore._version import __version__
 from agentcore.cli import (
+    _compare,
     _data,
     _doctor,
+    _evaluate,
     _experiments,
     _gate,
     _journal,
@@ -57,6 +59,10 @@ app.command()(_registry.verify)
 app.add_typer(_gate.gate)
 app.add_typer(_experiments.experiments)
 app.add_typer(_data.data)
+app.command()(_evaluate.evaluate)
+app.command()(_evaluate.drift)
+app.command()(_evaluate.canary)
+app.command()(_compare.compare)
 app.command()(_ui.ui)
 app.command()(_journal.sync)
 app.command()(_doctor.doctor)

@@ -31,7 +31,7 @@ def ls(base: Base = None, as_json: AsJson = False) -> None:
     """List every version of every data set."""
     from rich.table import Table
 
-    manager = _manager(base)
+    manager = manager_of(base)
     found = manager.list_datasets()
     if as_json:
         typer.echo(json.dumps([item.as_dict() for item in found], indent=2, ensure_ascii=False))
@@ -66,7 +66,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print a version's record and its first rows, after checking that nothing was changed."""
-    found = _manager(base).load_dataset(name, version)
+    found = manager_of(base).load_dataset(name, version)
     first = [row for row, _ in zip(found, range(rows), strict=False)]
     if as_json:
         typer.echo(json.dumps({**found.as_dict(), "first_rows": first}, indent=2, ensure_ascii=False))
@@ -98,6 +98,10 @@ def save(
     version: Annotated[str | None, typer.Option(help="The version [default: the next of v1, v2, …].")] = None,
     description: Annotated[str, typer.Option(help="What it is.")] = "",
     tag: Annotated[list[str] | None, typer.Option(help="KEY=VALUE; may be repeated.")] = None,
+    personal: Annotated[
+        list[str] | None,
+        typer.Option(help="A field with personal data, kept out of reports; may be repeated."),
+    ] = None,
     base: Base = None,
 ) -> None:
     """Save a file as a version."""
@@ -107,7 +111,7 @@ def save(
         if not separator or not key:
             raise ConfigurationError(f"--tag {item!r}: write KEY=VALUE")
         tags[key] = value
-    found = _manager(base).save_dataset(file, name, description, version, tags)
+    found = manager_of(base).save_dataset(file, name, description, version, tags, personal=personal or ())
     _print_saved(found)
 
 
@@ -124,7 +128,9 @@ def split(
     base: Base = None,
 ) -> None:
     """Save the train and test parts of a version as NAME_train and NAME_test."""
-    parts = _manager(base).split_dataset(name, train_ratio, True, stratify, group, version=version, seed=seed)
+    parts = manager_of(base).split_dataset(
+        name, train_ratio, True, stratify, group, version=version, seed=seed
+    )
     for part in parts:
         _print_saved(part)
 
@@ -137,7 +143,7 @@ def diff(
     base: Base = None,
 ) -> None:
     """Print what changed from one version to another. Exits with 1 if anything did."""
-    found = _manager(base).diff(name, old, new)
+    found = manager_of(base).diff(name, old, new)
     out.print(
         f"{name} {old} → {new}: {found.added_rows:,} rows added, {found.removed_rows:,} removed, "
         f"{found.common_rows:,} in both",
@@ -153,7 +159,7 @@ def diff(
         raise typer.Exit(1)
 
 
-def _manager(base: str | None) -> "DatasetManager":
+def manager_of(base: str | None) -> "DatasetManager":
     from agentcore.data import DatasetManager
     from agentcore.settings import Settings
 

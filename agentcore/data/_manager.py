@@ -150,6 +150,7 @@ class DatasetManager:
         tags: Mapping[str, str] | None = None,
         *,
         lineage: Mapping[str, Any] | None = None,
+        personal: Iterable[str] = (),
     ) -> StoredDataset:
         """Save rows as a version.
 
@@ -158,6 +159,8 @@ class DatasetManager:
                 .parquet). Iterators, .jsonl and .parquet are read row by row.
             version: default: the latest if it has the same content, else the next of v1, v2, ….
             lineage: recorded with the version.
+            personal: fields with personal data: the schema marks them with `x-personal-data`, and they are
+                kept out of reports and traces.
 
         Raises:
             DataError: no rows, a row that JSON has no form for, an invalid name, or a version that exists
@@ -175,7 +178,7 @@ class DatasetManager:
                 "name": dataset_name,
                 "digest": digest,
                 "rows": schema.rows,
-                "schema": schema.schema(),
+                "schema": _marked(schema.schema(), personal, dataset_name),
                 "description": description,
                 "tags": {str(name): str(value) for name, value in (tags or {}).items()},
                 "lineage": {**where, **(lineage or {})},
@@ -514,6 +517,15 @@ def _order(version: str) -> list[tuple[str, int]]:
     """Sorts v2 before v10."""
     parts = re.split(r"(\d+)", version)
     return [(text, int(digits)) for text, digits in zip(parts[::2], [*parts[1::2], "0"], strict=True)]
+
+
+def _marked(schema: dict[str, Any], personal: Iterable[str], name: str) -> dict[str, Any]:
+    """A schema whose personal fields are marked."""
+    for field_name in personal:
+        if field_name not in schema["properties"]:
+            raise DataError(f"{name} has no field {field_name!r}; it has {', '.join(schema['properties'])}")
+        schema["properties"][field_name] = {**schema["properties"][field_name], "x-personal-data": True}
+    return schema
 
 
 def _check_name(name: str, what: str) -> None:

@@ -40,7 +40,7 @@ from agentcore.registry._state import CHAMPION, PREVIOUS, STAGING, RegistryState
 from agentcore.registry._steps import TARGETS, Steps, check_alias
 from agentcore.registry._store import Held, RegistryStore
 from agentcore.settings import MLflowConfig, shown_uri
-from agentcore.tracking import Experiments, user_name
+from agentcore.tracking import Experiments, model_names, user_name
 
 if TYPE_CHECKING:
     import dspy
@@ -166,6 +166,43 @@ class Registry:
             )
             job.max_concurrency, job.on_progress = self.max_concurrency, self.on_progress
             return await job.run(sealed, force, dry_run=dry_run)
+
+    async def promote_version(
+        self, version: str, to: str = "production", *, force: str | None = None, **options: Any
+    ) -> Promotion | HistoryEntry:
+        """Move an alias to a registered version.
+
+        A version of an optimization goes through `promote`. Any other has nothing that the gate could
+        examine: with `force` the alias is moved, and the history shows it as adopted.
+
+        Args:
+            version: a version's number, or an optimization's id.
+            force: the reason for bypassing the gate.
+            options: of `promote`.
+
+        Raises:
+            ConfigurationError: there is no such version, or it needs `force`.
+        """
+        if not version.isdigit():
+            return await self.promote(version, to, force=force, **options)
+        found = await self.gateway.call(lambda client: find_version(client, self.agent, version))
+        run = None if not found.run_id else await self.gateway.get_run(found.run_id)
+        if run is not None and "optimized_model" in model_names(run):
+            return await self.promote(str(found.run_id), to, force=force, **options)
+        if force is None or not force.strip():
+            raise ConfigurationError(
+                f"version {version} of {self.agent} was made by no optimization, so that the gate has "
+                "nothing to examine: optimize it first (agentcore optimize … --agent "
+                f"{self.agent}), or give a reason to go without (force=)"
+            )
+        alias, reason = alias_of(to), force.strip()
+
+        def move(client: Any) -> None:
+            client.set_model_version_tag(self.agent, version, "agentcore.forced", f"{user_name()}: {reason}")
+            client.set_registered_model_alias(self.agent, alias, version)
+
+        await self.gateway.call(move)
+        return await self.adopt(alias)
 
     async def rollback(
         self, to: str | int | None = None, *, alias: str = CHAMPION, accept_changes: bool = False
@@ -534,6 +571,7 @@ class SyncRegistry(SyncTwin):
     """`Registry`, blocking."""
 
     promote = blocking(Registry.promote)
+    promote_version = blocking(Registry.promote_version)  # type: ignore[arg-type]  # mypy and **options
     rollback = blocking(Registry.rollback)
     resume = blocking(Registry.resume)
     history = blocking(Registry.history)

@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from agentcore._process import limit_exit
 from agentcore.settings import MLflowConfig
+from agentcore.tracking._alive import is_alive
 from agentcore.tracking._archive import Archive, archive, plan_archive
 from agentcore.tracking._best import best_proven, best_run_query, newest_proven
 from agentcore.tracking._connection import Rejected, connection_to, prepare_environment, remove_unfinished
-from agentcore.tracking._delivery import Delivery, delivery_for, destination_of, stop_deliveries
+from agentcore.tracking._delivery import (
+    Delivery,
+    delivery_for,
+    destination_of,
+    finish_deliveries,
+    stop_deliveries,
+)
 from agentcore.tracking._digests import digests_of
 from agentcore.tracking._entries import Draft, Entries, RunRequest, user_name
 from agentcore.tracking._evaluation_data import EvaluationDatasets, SyncEvaluationDatasets
@@ -29,7 +36,10 @@ from agentcore.tracking._events import (
     RunReopened,
     RunTaken,
     TagsSet,
+    TraceRecord,
+    TracesLogged,
     TrackingEvent,
+    VersionRegistered,
 )
 from agentcore.tracking._experiments import Experiments, StageRun, SyncExperiments
 from agentcore.tracking._gateway import Gateway, model_versions
@@ -95,7 +105,10 @@ __all__ = [
     "SyncExperiments",
     "SyncRunTracker",
     "TagsSet",
+    "TraceRecord",
+    "TracesLogged",
     "TrackingEvent",
+    "VersionRegistered",
     "Violation",
     "archive",
     "best_proven",
@@ -106,6 +119,8 @@ __all__ = [
     "destination_of",
     "digests_of",
     "dump_demos",
+    "finish_deliveries",
+    "is_alive",
     "limit_exit",
     "load_demos",
     "load_program",

@@ -339,7 +339,7 @@ def delivery_for(journal: Journal, config: MLflowConfig) -> Delivery:
         key = (*where, id(connection_to(config)))
         if key not in _deliveries:
             if not _deliveries:
-                atexit.register(_at_exit)
+                atexit.register(finish_deliveries)
             _deliveries[key] = Delivery(journal, config, _own.setdefault(where, set()))
             threading.Thread(
                 target=_take_over, args=(_deliveries[key],), name="agentcore-backlog", daemon=True
@@ -366,7 +366,8 @@ def stop_deliveries() -> None:
         _own.clear()
 
 
-def _at_exit() -> None:
+def finish_deliveries() -> None:
+    """Deliver what this process has logged, for at most `_process.exit_seconds`."""
     if _process.exit_seconds is None:
         return
     deadline = time.monotonic() + _process.exit_seconds

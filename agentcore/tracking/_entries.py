@@ -57,7 +57,7 @@ class File:
     content: bytes
 
 
-Draft = TrackingEvent | File
+Draft = Event | File
 
 
 @dataclass

@@ -92,6 +92,40 @@ class ModelLogged(TrackingEvent):
         return list(self.files.values())
 
 
+class TraceRecord(BaseModel):
+    """One request of an agent."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    """32 hexadecimal digits."""
+    request_id: str
+    name: str
+    start_ms: int
+    duration_ms: float
+    request: str
+    """JSON."""
+    response: str
+    """JSON."""
+    failed: bool = False
+    tags: dict[str, str] = {}
+
+
+class TracesLogged(TrackingEvent):
+    """Requests that become traces of the run's experiment, linked to the run."""
+
+    kind: Literal["traces_logged"] = "traces_logged"
+    traces: list[TraceRecord]
+
+
+class VersionRegistered(TrackingEvent):
+    """A program of the run, logged before, to become a version of a registered model, without an alias."""
+
+    kind: Literal["version_registered"] = "version_registered"
+    model: str
+    artifact_name: str
+
+
 class FilesRendered(TrackingEvent):
     """Artifacts that are rendered on delivery, from data in the event. Base class for events of higher-level
     packages."""

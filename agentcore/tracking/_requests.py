@@ -11,9 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from agentcore._version import __version__
 from agentcore.errors import ArtifactError
-from agentcore.tracking._connection import Held
+from agentcore.tracking._connection import Held, Rejected
 from agentcore.tracking._digests import digests_of
-from agentcore.tracking._events import DatasetUsed, MetricsLogged, ModelLogged, ParamsLogged, TagsSet
+from agentcore.tracking._events import (
+    DatasetUsed,
+    MetricsLogged,
+    ModelLogged,
+    ParamsLogged,
+    TagsSet,
+    VersionRegistered,
+)
 from agentcore.tracking._manifest import read_manifest
 from agentcore.tracking._replies import NOT_MLFLOW
 
@@ -30,6 +37,7 @@ ANOTHER_COPY = (
     "there, or start a new run here"
 )
 MODEL_TAG = "agentcore.model."
+_ARTIFACT_TAG = "agentcore.artifact"
 _MAX_DIGEST = 36
 
 
@@ -230,6 +238,33 @@ def _logged_model(client: "MlflowClient", experiment_id: str, run_id: str, name:
     for double in doubles:
         client.delete_logged_model(double.model_id)
     return first
+
+
+def register_version(client: "MlflowClient", run_id: str, event: VersionRegistered) -> None:
+    """Create a version of a registered model from a program of the run, once."""
+    from mlflow.exceptions import MlflowException
+
+    run = client.get_run(run_id)
+    model_id = run.data.tags.get(MODEL_TAG + event.artifact_name)
+    if model_id is None:
+        raise Rejected(f"the run has no model {event.artifact_name} to register as {event.model}")
+    with contextlib.suppress(MlflowException):  # it exists
+        client.create_registered_model(event.model)
+    quoted = event.model.replace("'", "")
+    made = client.search_model_versions(f"name = '{quoted}' and run_id = '{run_id}'")
+    if any(item.tags.get(_ARTIFACT_TAG) == event.artifact_name for item in made):
+        return
+    # A local store would look up models:/… on the process's server.
+    remote = str(client.tracking_uri).startswith("http")
+    location = f"models:/{model_id}" if remote else client.get_logged_model(model_id).artifact_location
+    client.create_model_version(
+        event.model,
+        source=str(location),
+        run_id=run_id,
+        tags={_ARTIFACT_TAG: event.artifact_name},
+        model_id=model_id,
+        await_creation_for=None,
+    )
 
 
 def _write_model(event: ModelLogged, program_files: Path, directory: Path) -> None:

@@ -93,11 +93,12 @@ class RunTracker:
         tags: Mapping[str, str] | None = None,
         *,
         key: str | None = None,
+        wait: float = _START_SECONDS,
     ) -> str:
         """Start a run and make it the current one; returns its id.
 
-        The id is MLflow's if the server answers within 2 s, else a local one (`local-…`), which every method
-        accepts and which remains valid after the run is delivered.
+        The id is MLflow's if the server answers within `wait` seconds, else a local one (`local-…`), which
+        every method accepts and which remains valid after the run is delivered.
 
         Args:
             request: supplies the default name and tags. An `OptimizationRequest` supplies
@@ -105,6 +106,7 @@ class RunTracker:
             run_name: default: the request's, else `run_{UTC timestamp}`.
             tags: override the request's, and `environment` and `version`, which every run has.
             key: 32 hexadecimal digits: if a run was started with this key, it is continued.
+            wait: 0 only writes to the journal.
 
         Raises:
             TrackingError: the server refuses this client; nothing was started.
@@ -115,8 +117,10 @@ class RunTracker:
         created = self.entries.run_created(self.config, key, name, all_tags)
         journal, delivery = await self.opened()
         await RunWriter(journal, delivery, key).create("run", created.name, [created])
+        made = None
         try:
-            made = await run_in_thread(lambda: delivery.wait_for_run(key, _START_SECONDS))
+            if wait > 0:
+                made = await run_in_thread(lambda: delivery.wait_for_run(key, wait))
         except Held:
             await run_in_thread(lambda: journal.discard(key))
             raise
@@ -241,6 +245,10 @@ class RunTracker:
             raise TrackingError(f"MLflow refused {count}: {refused[0][1]}")
 
     # Logging and reading
+
+    async def log(self, drafts: Sequence[Draft], *, run_id: str | None = None) -> None:
+        """Log what `entries` made, and events of other packages, in one commit."""
+        await self._log(self._run(run_id), drafts)
 
     async def log_metrics(
         self, metrics: Mapping[str, float | None], *, step: int = 0, run_id: str | None = None
@@ -489,6 +497,7 @@ class SyncRunTracker(SyncTwin):
     cleanup_experiment = blocking(RunTracker.cleanup_experiment)
     deliver_backlog = blocking(RunTracker.deliver_backlog)
     flush = blocking(RunTracker.flush)
+    log = blocking(RunTracker.log)
     log_metrics = blocking(RunTracker.log_metrics)
     log_params = blocking(RunTracker.log_params)
     set_tags = blocking(RunTracker.set_tags)

@@ -23,6 +23,8 @@ from agentcore.tracking._events import (
     RunReopened,
     RunTaken,
     TagsSet,
+    TracesLogged,
+    VersionRegistered,
 )
 from agentcore.tracking._requests import (
     create_run,
@@ -33,9 +35,11 @@ from agentcore.tracking._requests import (
     log_batch,
     log_inputs,
     log_model,
+    register_version,
     take,
     upload,
 )
+from agentcore.tracking._traces import log_traces
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -142,6 +146,10 @@ class Sender:
             self.connection.run(lambda client: log_batch(client, run_id, events))
         elif isinstance(first, InputsLogged):
             self.connection.run(lambda client: log_inputs(client, run_id, first.datasets))
+        elif isinstance(first, TracesLogged):
+            self.connection.run(lambda client: log_traces(client, run_id, first.traces))
+        elif isinstance(first, VersionRegistered):
+            self.connection.run(lambda client: register_version(client, run_id, first))
         elif isinstance(first, RunTaken):
             self.connection.run(lambda client: take(client, run_id, first.token, first.previous))
         elif isinstance(first, RunReopened):

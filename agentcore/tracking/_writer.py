@@ -10,7 +10,6 @@ from agentcore._threads import run_in_thread
 from agentcore.journal import Event, Journal, Lease, wait
 from agentcore.tracking._delivery import Delivery
 from agentcore.tracking._entries import Draft, File, stored
-from agentcore.tracking._events import TrackingEvent
 
 
 class RunWriter:
@@ -56,13 +55,13 @@ class RunWriter:
         )
         self.delivery.notify(self.stream)
 
-    async def stored(self, drafts: Sequence[Draft]) -> list[TrackingEvent]:
+    async def stored(self, drafts: Sequence[Draft]) -> list[Event]:
         """Convert drafts to events, storing the contents of files in the journal's payloads."""
         if not any(isinstance(draft, File) for draft in drafts):
             return [draft for draft in drafts if not isinstance(draft, File)]
 
-        def store() -> list[TrackingEvent]:
-            found: list[TrackingEvent] = []
+        def store() -> list[Event]:
+            found: list[Event] = []
             for draft in drafts:
                 if isinstance(draft, File):
                     found += stored(draft, self.journal.payloads.put(draft.content))

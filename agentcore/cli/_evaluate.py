@@ -1,0 +1,289 @@
+"""`agentcore evaluate`, `drift` and `canary`."""
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentcore.cli._console import counted, import_from_here, note, out, run
+from agentcore.cli._data import Base, manager_of
+from agentcore.cli._options import LM, Agent, AsJson, Concurrency, LMArguments, LMBaseURL, model_of
+from agentcore.cli._tracking import tracking_config
+from agentcore.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from agentcore.monitoring import AsyncModelEvaluator, DriftReport, EvaluationMetrics
+
+Function = Annotated[
+    str | None,
+    typer.Option(
+        "--func",
+        metavar="MODULE:OBJECT",
+        help="A function from dict to dict, a DSPy program, or name@alias [default: the agent's champion].",
+    ),
+]
+Target = Annotated[
+    str | None,
+    typer.Option(help="The field of the expected answer [default: the only one that is named like a label]."),
+]
+Prediction = Annotated[
+    str | None,
+    typer.Option(help="The field of the answer [default: the target's name, also without expected_]."),
+]
+Repeats = Annotated[int, typer.Option(min=1, help="How often to run each row.")]
+Alert = Annotated[
+    bool, typer.Option("--alert", help="Send an alert to AGENTCORE_ALERT_URLS, and again when it is over.")
+]
+NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log no run.")]
+
+
+def evaluate(
+    agent: Agent,
+    dataset: Annotated[str, typer.Option(help="A data set: NAME or NAME/VERSION.")],
+    func: Function = None,
+    target: Target = None,
+    prediction: Prediction = None,
+    minimum: Annotated[
+        list[str] | None,
+        typer.Option("--min", metavar="METRIC=VALUE", help="Exit 1 if a metric is below; repeatable."),
+    ] = None,
+    maximum: Annotated[
+        list[str] | None,
+        typer.Option("--max", metavar="METRIC=VALUE", help="Exit 1 if a metric is above; repeatable."),
+    ] = None,
+    repeats: Repeats = 1,
+    regression: Annotated[
+        bool,
+        typer.Option("--regression", help="Exit 1 if it is proven worse than the last run on these rows."),
+    ] = False,
+    alert: Alert = False,
+    lm: LM = None,
+    lm_base_url: LMBaseURL = None,
+    lm_arg: LMArguments = None,
+    max_concurrency: Concurrency = 8,
+    base: Base = None,
+    no_tracking: NoTracking = False,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate an agent on a data set. Exits with 1 if a metric is out of bounds."""
+    bounds = [*_bounds(minimum, "--min"), *_bounds(maximum, "--max")]
+    if no_tracking and (regression or alert):
+        raise ConfigurationError(
+            "--regression and --alert compare with earlier runs: leave out --no-tracking"
+        )
+    evaluator = _evaluator(agent, func, model_of(lm, lm_base_url, lm_arg), base, max_concurrency)
+    name, _, version = dataset.partition("/")
+
+    async def work() -> "tuple[EvaluationMetrics, Any]":
+        wanted = target or await evaluator.target_of(dataset)
+        found = await evaluator.evaluate_dataset(
+            name, wanted, version or None, prediction, not no_tracking, repeats
+        )
+        if not no_tracking:
+            await evaluator.flush_or_say()
+        compared = await evaluator.check_regression(found) if regression or alert else None
+        if alert:
+            await _alerts(agent).on_regression(compared, found.dataset)
+        return found, compared
+
+    found, compared = run(work())
+    failed = [
+        f"{metric} is {_value(found, metric):.4g}, {'below' if side == '--min' else 'above'} {bound:g}"
+        for metric, bound, side in bounds
+        if (_value(found, metric) < bound if side == "--min" else _value(found, metric) > bound)
+    ]
+    if as_json:
+        told = None if compared is None else {**vars(compared), "regressed": compared.regressed}
+        typer.echo(json.dumps({**found.as_dict(), "failed": failed, "regression": told}, indent=2))
+    else:
+        _print(found)
+        if compared is not None:
+            out.print(str(compared), markup=False, soft_wrap=True)
+        for line in failed:
+            out.print(f"[bold red]failed:[/] {line}", soft_wrap=True)
+    if failed or (regression and compared is not None and compared.regressed):
+        raise typer.Exit(1)
+
+
+def drift(
+    agent: Agent,
+    baseline: Annotated[str, typer.Option(help="The data set to compare with: NAME or NAME/VERSION.")],
+    dataset: Annotated[str, typer.Option(help="The current data: NAME or NAME/VERSION.")],
+    func: Function = None,
+    target: Target = None,
+    prediction: Prediction = None,
+    threshold: Annotated[float, typer.Option(min=0, help="Loss in a metric that matters.")] = 0.05,
+    inputs: Annotated[
+        bool, typer.Option("--inputs", help="Exit 1 also if only the inputs have changed.")
+    ] = False,
+    alert: Alert = False,
+    lm: LM = None,
+    lm_base_url: LMBaseURL = None,
+    lm_arg: LMArguments = None,
+    max_concurrency: Concurrency = 8,
+    base: Base = None,
+    no_tracking: NoTracking = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare an agent on current data with a baseline. Exits with 1 on drift."""
+    evaluator = _evaluator(agent, func, model_of(lm, lm_base_url, lm_arg), base, max_concurrency)
+
+    async def work() -> "DriftReport":
+        found = await evaluator.detect_drift(
+            baseline, dataset, threshold, target, prediction_field=prediction, log_to_mlflow=not no_tracking
+        )
+        if not no_tracking:
+            await evaluator.flush_or_say()
+        if alert:
+            await _alerts(agent).on_drift(found)
+        return found
+
+    found = run(work())
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(), indent=2))
+    else:
+        _print_drift(found)
+    if found.has_drift or (inputs and found.has_input_drift):
+        raise typer.Exit(1)
+
+
+def canary(
+    agent: Agent,
+    dataset: Annotated[str, typer.Option(help="A data set: NAME or NAME/VERSION.")],
+    func: Function = None,
+    target: Target = None,
+    prediction: Prediction = None,
+    rows: Annotated[int, typer.Option(min=20, help="How many rows to keep.")] = 200,
+    lm: LM = None,
+    lm_base_url: LMBaseURL = None,
+    lm_arg: LMArguments = None,
+    max_concurrency: Concurrency = 8,
+    base: Base = None,
+) -> None:
+    """Record what an agent answers now, so that drift can tell a changed model from changed inputs."""
+    evaluator = _evaluator(agent, func, model_of(lm, lm_base_url, lm_arg), base, max_concurrency)
+    name, _, version = dataset.partition("/")
+
+    async def work() -> Any:
+        wanted = target or await evaluator.target_of(dataset)
+        return await evaluator.freeze_canary(
+            name, wanted, rows, version=version or None, prediction_field=prediction
+        )
+
+    saved = run(work())
+    out.print(f"{saved.full_name}: the answers to {counted(saved.rows, 'row')} are recorded", soft_wrap=True)
+
+
+def _evaluator(
+    agent: str, func: str | None, lm: Any, base: str | None, max_concurrency: int
+) -> "AsyncModelEvaluator":
+    import_from_here()
+    from agentcore.monitoring import AsyncModelEvaluator
+
+    return AsyncModelEvaluator(
+        agent,
+        func,
+        lm=lm,
+        datasets=manager_of(base),
+        config=tracking_config(),
+        max_concurrency=max_concurrency,
+    )
+
+
+def _alerts(agent: str) -> Any:
+    from agentcore.monitoring import AsyncAlerts
+
+    return AsyncAlerts(agent)
+
+
+def _bounds(given: list[str] | None, option: str) -> list[tuple[str, float, str]]:
+    found = []
+    for text in given or []:
+        name, separator, value = text.partition("=")
+        try:
+            found.append((name.strip(), float(value), option))
+        except ValueError:
+            separator = ""
+        if not separator or not name:
+            raise ConfigurationError(f"{option} {text!r}: write METRIC=VALUE, such as accuracy=0.9")
+    return found
+
+
+def _value(found: "EvaluationMetrics", metric: str) -> float:
+    figures = found.figures()
+    if metric not in figures:
+        raise ConfigurationError(f"there is no metric {metric!r}: use {', '.join(figures)}")
+    return figures[metric]
+
+
+def _print(found: "EvaluationMetrics") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from agentcore.monitoring import shown
+
+    out.print(
+        f"[bold]{escape(found.agent)}[/] on {escape(found.dataset)}: {counted(found.examples, 'row')}"
+        + (f", {counted(found.failures, 'failure')}" if found.failures else "")
+        + (f", {found.lm_failures} lost to the language model" if found.lm_failures else ""),
+        soft_wrap=True,
+    )
+    table = Table()
+    for column, side in (("metric", "left"), ("value", "right"), ("95% interval", "right")):
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    for name, value in found.figures().items():
+        bounds = found.intervals.get(name)
+        told = "" if bounds is None else f"{shown(name, bounds.low)} – {shown(name, bounds.high)}"
+        table.add_row(name, shown(name, value), told)
+    out.print(table)
+    if found.run_id is not None:
+        out.print(f"run {found.run_id} in the agent's evaluation experiment", soft_wrap=True)
+
+
+def _print_drift(found: "DriftReport") -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from agentcore.monitoring import shown
+
+    style = "bold red" if found.has_drift else "bold yellow" if found.has_input_drift else "bold green"
+    out.print(f"[{style}]{escape(found.headline())}[/]", soft_wrap=True)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for column in ("metric", "baseline", "current", "worse by", "95% interval", "p", ""):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for item in found.metrics:
+        table.add_row(
+            item.name,
+            shown(item.name, item.baseline),
+            shown(item.name, item.current),
+            f"{item.degradation:+.3f}",
+            f"{item.interval.low:+.3f} – {item.interval.high:+.3f}",
+            f"{item.p_value:.2g}",
+            "[red]drift[/]" if item.drifted else "",
+        )
+    out.print()
+    out.print(table)
+    out.print()
+    fields = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    for column in ("field", "test", "effect", "p", "PSI", ""):
+        fields.add_column(column, justify="left" if column in ("field", "test") else "right")
+    for field in found.fields:
+        fields.add_row(
+            escape(field.name),
+            field.test + (f" ({field.note})" if field.p_value is None else ""),
+            f"{field.effect:.3f}",
+            "" if field.p_value is None else f"{field.p_value:.2g}",
+            "" if field.psi is None else f"{field.psi:.2f}",
+            "[red]drift[/]" if field.drifted else "",
+        )
+    out.print(fields)
+    out.print()
+    if found.canary is None:
+        note(
+            "there is no canary, which would tell a changed model from changed inputs. Make one with: "
+            "agentcore canary"
+        )
+    else:
+        out.print(str(found.canary), markup=False, soft_wrap=True)
+    if found.run_id is not None:
+        out.print(f"run {found.run_id} in the agent's evaluation experiment", soft_wrap=True)

@@ -1,0 +1,122 @@
+"""What an evaluation measured."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from agentcore.evaluation import Interval
+from agentcore.monitoring._quality import Quality, Task
+
+_LATENCIES = ("avg_latency_ms", "p50_latency_ms", "p95_latency_ms", "p99_latency_ms")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row's outcome.
+
+    Attributes:
+        digest: of the inputs and the target.
+        answer: of the first run that had one.
+        score: share of its runs that were right; None if the language model failed.
+    """
+
+    digest: str
+    inputs: dict[str, Any]
+    expected: Any
+    answer: Any
+    output: dict[str, Any] | None
+    score: float | None
+    latency_ms: float | None
+    tokens: int
+    cost_usd: float | None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationMetrics:
+    """The figures of one agent on one data set.
+
+    Attributes:
+        accuracy: share of right answers, 0–1.
+        precision, recall, f1_score: of classes the mean over the classes (macro), of text the mean over the
+            rows by shared words; None for numbers.
+        intervals: 95% interval of each figure that has one, by its name.
+        per_class: the same by class, with their support.
+        errors: mae, rmse and r2 of numbers.
+        examples: rows with an answer or a failure of the agent; those on which the language model failed are
+            in `lm_failures` and in no figure of quality.
+        failures: rows on which the agent raised or returned no answer; they count as wrong.
+        avg_latency_ms, p50_latency_ms, p95_latency_ms, p99_latency_ms: of the agent's calls; None if all
+            answers came from a cache.
+        throughput: calls per second, of the whole evaluation.
+        cost_usd: None if the price of a call is unknown.
+        run_id: of the evaluation run; None without one.
+    """
+
+    agent: str
+    dataset: str
+    digest: str
+    target_field: str
+    task: Task
+    accuracy: float
+    precision: float | None
+    recall: float | None
+    f1_score: float | None
+    intervals: dict[str, Interval]
+    per_class: dict[str, dict[str, Any]]
+    errors: dict[str, float]
+    examples: int
+    failures: int
+    lm_failures: int
+    avg_latency_ms: float | None
+    p50_latency_ms: float | None
+    p95_latency_ms: float | None
+    p99_latency_ms: float | None
+    throughput: float
+    input_tokens: int
+    output_tokens: int
+    cost_usd: float | None
+    avg_cost: float | None
+    repeats: int = 1
+    run_id: str | None = None
+    quality: Quality | None = field(default=None, repr=False, compare=False)
+    rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    def figures(self) -> dict[str, float]:
+        """Every figure that was measured, by the name it has in MLflow."""
+        found = {
+            "accuracy": self.accuracy,
+            "precision": self.precision,
+            "recall": self.recall,
+            "f1_score": self.f1_score,
+            **self.errors,
+            **{name: getattr(self, name) for name in _LATENCIES},
+            "throughput": self.throughput,
+            "examples": float(self.examples),
+            "failures": float(self.failures),
+            "lm_failures": float(self.lm_failures),
+            "input_tokens": float(self.input_tokens),
+            "output_tokens": float(self.output_tokens),
+            "total_tokens": float(self.total_tokens),
+            "cost_usd": self.cost_usd,
+            "avg_cost": self.avg_cost,
+        }
+        return {name: value for name, value in found.items() if value is not None}
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the report holds: everything but the rows."""
+        return {
+            "agent": self.agent,
+            "dataset": self.dataset,
+            "digest": self.digest,
+            "target_field": self.target_field,
+            "task": self.task,
+            "repeats": self.repeats,
+            "metrics": self.figures(),
+            "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
+            "per_class": self.per_class,
+            "run_id": self.run_id,
+        }

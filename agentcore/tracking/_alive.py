@@ -1,0 +1,33 @@
+"""Whether a tracking server answers at once."""
+
+from urllib.parse import urlsplit
+
+from agentcore._threads import run_in_thread
+from agentcore.settings import MLflowConfig
+
+ALIVE_SECONDS = 0.04
+
+
+async def is_alive(config: MLflowConfig, seconds: float = ALIVE_SECONDS) -> bool:
+    """Whether the server answers within `seconds`, so that waiting for a run's id won't take long. A local
+    store always does; of Databricks it is not known."""
+    uri = config.tracking_uri
+    if not uri.startswith("http"):
+        return not uri.startswith("databricks")
+    return await run_in_thread(lambda: _answers(uri, seconds))
+
+
+def _answers(uri: str, seconds: float) -> bool:
+    import requests
+
+    parts = urlsplit(uri)
+    try:
+        with requests.get(
+            f"{parts.scheme}://{parts.netloc}{parts.path.rstrip('/')}/health",
+            timeout=(seconds, seconds),
+            allow_redirects=False,
+            stream=True,
+        ):
+            return True
+    except requests.RequestException:
+        return False
