@@ -8,6 +8,7 @@ from agentcore.monitoring._units import shown
 
 _INK, _MUTED, _ACCENT, _ALARM = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
 _MOST_FIELDS = 30
+_MOST_TRENDS = 12
 _NUMBERED = 12
 """Classes up to which every cell of a confusion matrix shows its count."""
 
@@ -84,14 +85,15 @@ def plot_fields(fields: Sequence[tuple[str, float, float, bool]], path: Path) ->
 
 
 def plot_trends(runs: Sequence[str], metrics: Mapping[str, Sequence[float | None]], path: Path) -> None:
-    """One small plot for each metric, oldest run at the left."""
+    """One small plot for each metric that varies, oldest run at the left; the first 12 of them."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    names = list(metrics)
-    columns = 2 if len(names) > 1 else 1
+    varies = [name for name, values in metrics.items() if len({*values} - {None}) > 1]
+    names = (varies or list(metrics))[:_MOST_TRENDS]
+    columns = min(3, len(names))
     rows = -(-len(names) // columns)
-    figure = Figure(figsize=(4.6 * columns, 2.1 * rows + 0.4), layout="constrained")
+    figure = Figure(figsize=(4.2 * columns, 2.1 * rows + 0.4), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat[len(names) :]:
         axes.set_visible(False)
@@ -103,6 +105,7 @@ def plot_trends(runs: Sequence[str], metrics: Mapping[str, Sequence[float | None
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, name=name: shown(name, value)))
         axes.tick_params(labelsize=8)
         axes.margins(y=0.2)
+        axes.set_xlim(0.7, len(runs) + 0.3)
         _finish(axes)
     figure.supxlabel(f"run, oldest first ({len(runs)} runs)", fontsize=9)
     figure.savefig(path, dpi=130)
