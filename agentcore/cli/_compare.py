@@ -78,7 +78,7 @@ def _write(found: "RunComparison", format_: str, output: Path | None) -> None:
 def _plot(found: "RunComparison", path: Path) -> None:
     from agentcore.monitoring import plot_trends
 
-    runs = sorted(found.runs, key=lambda item: item.started)
+    runs = sorted(found.runs, key=lambda item: item.started_ms)
     metrics = {name: [item.metrics.get(name) for item in runs] for name in found.metrics}
     try:
         plot_trends([item.name for item in runs], metrics, path)

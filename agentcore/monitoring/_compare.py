@@ -34,6 +34,7 @@ class Column:
     name: str
     mode: str
     started: str
+    started_ms: int
     status: str
     group: str | None
     metrics: Mapping[str, float]
@@ -192,6 +193,7 @@ def _column(run: "Run", group_by: str | None) -> Column:
         run.info.run_name or run.info.run_id[:8],
         next((tags[name] for name in _MODE_TAGS if name in tags), params.get("mode", "")),
         f"{utc(run.info.start_time):%Y-%m-%d %H:%M:%S}" if run.info.start_time else "",
+        run.info.start_time or 0,
         run.info.status,
         None if group_by is None else tags.get(group_by, params.get(group_by, "")),
         dict(run.data.metrics),

@@ -53,7 +53,7 @@ def comparison_tables(found: RunComparison) -> list[Table]:
             f"{shown(name, value)}{' *' if found.best.get(name) == number else ''}"
             for number, value in enumerate(values)
         ]
-        by_time = sorted(range(len(values)), key=lambda number: found.runs[number].started)
+        by_time = sorted(range(len(values)), key=lambda number: found.runs[number].started_ms)
         metrics.append(
             [name, *cells, *([sparkline([values[number] for number in by_time])] if several else [])]
         )

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agentcore.monitoring._units import shown
+from agentcore.monitoring._units import shown, unit_of
 
 _INK, _MUTED, _ACCENT, _ALARM = "#1f2933", "#9aa5b1", "#0b7285", "#c92a2a"
 _MOST_FIELDS = 30
@@ -102,7 +102,8 @@ def plot_trends(runs: Sequence[str], metrics: Mapping[str, Sequence[float | None
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", color=_ACCENT, markersize=4)
         axes.set_title(name, loc="left", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, name=name: shown(name, value)))
+        if unit_of(name) != "number":
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, name=name: shown(name, value)))
         axes.tick_params(labelsize=8)
         axes.margins(y=0.2)
         axes.set_xlim(0.7, len(runs) + 0.3)
