@@ -124,7 +124,7 @@ def split(
         str | None, typer.Option(help="A field whose values are spread in proportion.")
     ] = None,
     group: Annotated[str | None, typer.Option(help="A field whose equal values stay together.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the division.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the random split.")] = 0,
     base: Base = None,
 ) -> None:
     """Save the train and test parts of a version as NAME_train and NAME_test."""

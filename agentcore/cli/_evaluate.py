@@ -32,7 +32,7 @@ Prediction = Annotated[
 ]
 Repeats = Annotated[int, typer.Option(min=1, help="How often to run each row.")]
 Alert = Annotated[
-    bool, typer.Option("--alert", help="Send an alert to AGENTCORE_ALERT_URLS, and again when it is over.")
+    bool, typer.Option("--alert", help="Send an alert to AGENTCORE_ALERT_URLS, and a note when it is over.")
 ]
 NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log no run.")]
 
@@ -54,7 +54,7 @@ def evaluate(
     repeats: Repeats = 1,
     regression: Annotated[
         bool,
-        typer.Option("--regression", help="Exit 1 if it is proven worse than the last run on these rows."),
+        typer.Option("--regression", help="Exit 1 if proven worse than the last run on these rows."),
     ] = False,
     alert: Alert = False,
     lm: LM = None,
@@ -112,7 +112,7 @@ def drift(
     func: Function = None,
     target: Target = None,
     prediction: Prediction = None,
-    threshold: Annotated[float, typer.Option(min=0, help="Loss in a metric that matters.")] = 0.05,
+    threshold: Annotated[float, typer.Option(min=0, help="How much worse a metric may get.")] = 0.05,
     inputs: Annotated[
         bool, typer.Option("--inputs", help="Exit 1 also if only the inputs have changed.")
     ] = False,
@@ -225,7 +225,7 @@ def _print(found: "EvaluationMetrics") -> None:
     out.print(
         f"[bold]{escape(found.agent)}[/] on {escape(found.dataset)}: {counted(found.examples, 'row')}"
         + (f", {counted(found.failures, 'failure')}" if found.failures else "")
-        + (f", {found.lm_failures} lost to the language model" if found.lm_failures else ""),
+        + (f", {found.lm_failures} left out because the language model failed" if found.lm_failures else ""),
         soft_wrap=True,
     )
     table = Table()

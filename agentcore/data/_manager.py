@@ -34,7 +34,7 @@ class InputLogger(Protocol):
 
 
 current_run: ContextVar[InputLogger | None] = ContextVar("agentcore_current_run", default=None)
-"""Set by trackers: floors below can't import them."""
+"""Set by trackers, which this package can't import."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class DatasetManager:
         return found
 
     def list_datasets(self) -> list[StoredDataset]:
-        """Every version of every data set, in the order of their creation."""
+        """Every version of every data set, sorted by name, oldest version first."""
         found = []
         for name in self._store.names():
             for version in self._store.versions(name):
@@ -485,8 +485,8 @@ def _written(rows: Iterable[Mapping[str, Any]], file: Path | None, name: str) ->
 
 
 def _verified(lines: Iterable[bytes], digest: str, name: str) -> Iterator[bytes]:
-    """The lines; raises `DataError` after the last one if they are not those of the digest. Each line is
-    handed on before that, so whoever must not act on a changed row reads to the end first."""
+    """The lines; raises `DataError` after the last one if they are not those of the digest. The lines
+    are yielded before the check: a caller that must not act on a changed row reads to the end first."""
     found = hashlib.sha256()
     for line in lines:
         found.update(line)

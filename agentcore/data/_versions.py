@@ -85,8 +85,8 @@ class Directory:
 
 class Bucket:
     """Versions in S3: `{prefix}/{name}/{version}/rows-{digest}.jsonl` and `dataset.json`, which is written
-    last and only if there is none. Two writers at once are told apart by the store's conditional write, which
-    S3 and SeaweedFS do atomically."""
+    last and only if there is none. Of two concurrent writers only one succeeds: the conditional write is
+    atomic in S3 and SeaweedFS."""
 
     def __init__(self, uri: str, client: Any = None) -> None:
         self.bucket, _, prefix = uri.removeprefix("s3://").partition("/")

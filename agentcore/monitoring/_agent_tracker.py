@@ -1,6 +1,7 @@
 """`AgentTracker`: the runs of a running agent, its requests, data, evaluations and models."""
 
 import json
+import logging
 import random
 import threading
 import uuid
@@ -35,10 +36,12 @@ from agentcore.tracking import (
 if TYPE_CHECKING:
     from agentcore.registry import HistoryEntry, Promotion
 
+_logger = logging.getLogger("agentcore")
+
 _BATCH = 100
 """Traces in one entry of the journal."""
 _MOST = 10_000
-"""Traces waiting in memory; with more, the oldest are dropped and counted."""
+"""The most traces that wait in memory; beyond that, the oldest are dropped."""
 _CUT = "… (shortened)"
 _STAGES = ("Staging", "Production", "staging", "production", "champion")
 _NO_STAGES = ("None", "none", "Archived", "archived")
@@ -78,6 +81,7 @@ class AsyncAgentTracker:
             raise ConfigurationError(f"sampling is a share from 0 to 1, not {self.sampling!r}")
         self._bytes = round(settings.trace_kb * 1024)
         self._open: list[str] = []
+        self._dropping = False
         self._waiting: deque[tuple[str, TraceRecord]] = deque(maxlen=_MOST)
         self._writing = threading.Lock()
         flusher.add(self)
@@ -123,7 +127,7 @@ class AsyncAgentTracker:
         tags: Mapping[str, str] | None = None,
     ) -> None:
         """Log a request as a trace, linked to the current run, if it is among the sampled ones. Traces are
-        written once a window; a process that is killed loses those of the last.
+        written once a window; a process that is killed loses those since the last one.
 
         Args:
             error: what failed; the trace's state is then ERROR.
@@ -145,6 +149,9 @@ class AsyncAgentTracker:
             failed=error is not None,
             tags={str(name): clean.text(str(value)) for name, value in (tags or {}).items()},
         )
+        if len(self._waiting) == _MOST and not self._dropping:
+            self._dropping = True
+            _logger.warning("more than %s traces wait to be written: the oldest are dropped", f"{_MOST:,}")
         self._waiting.append((run_id, record))
 
     async def log_dataset(self, df: Any, name: str, targets: str | None = None) -> None:
@@ -214,8 +221,8 @@ class AsyncAgentTracker:
 
         Args:
             version: a registered version, or the id of an optimization run.
-            force: True, or better the reason; recorded in the history and on the version. A version that no
-                optimization made has nothing for the gate to examine, and needs it.
+            force: True, or better the reason; recorded in the history and on the version. The gate
+                can't examine a version that didn't come from an optimization: that one needs `force`.
             gate: further arguments of `Registry.promote`, such as `lm` and `data`.
 
         Raises:
@@ -262,6 +269,7 @@ class AsyncAgentTracker:
         """Write the traces that wait to the journal; kept if that fails."""
         with self._writing:
             taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            self._dropping = False
             by_run: dict[str, list[TraceRecord]] = {}
             for run_id, record in taken:
                 by_run.setdefault(run_id, []).append(record)

@@ -1,8 +1,10 @@
 """Alerts by webhook, Slack, e-mail and whatever else Apprise knows: once, and again when it is over."""
 
+import asyncio
+import contextlib
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +20,8 @@ from agentcore.monitoring._drift import DriftReport
 from agentcore.monitoring._events import AlertRaised, AlertResolved
 from agentcore.monitoring._recorded import Regression
 from agentcore.settings import Settings
+
+_logger = logging.getLogger("agentcore")
 
 REPEAT_HOURS = 24.0
 _KIND = "alerts"
@@ -62,22 +66,24 @@ class AsyncAlerts:
             ConfigurationError: there is nowhere to send it to, or Apprise is not installed.
             AlertError: no receiver took it.
         """
-        journal = await self._opened()
-        last = await self._last(journal, key)
-        if isinstance(last, AlertRaised) and now_ms() - last.timestamp_ms < self.repeat_hours * 3_600_000:
-            return False
-        await self._send(title, text, "warning")
-        await journal.write(self._stream, [AlertRaised(key=key, title=title, text=text)])
-        return True
+        async with self._alone() as journal:
+            if journal is None:
+                return False
+            last = await self._last(journal, key)
+            if isinstance(last, AlertRaised) and now_ms() - last.timestamp_ms < self.repeat_hours * 3_600_000:
+                return False
+            await self._send(title, text, "warning")
+            await journal.write(self._stream, [AlertRaised(key=key, title=title, text=text)])
+            return True
 
     async def resolve(self, key: str, title: str, text: str = "") -> bool:
         """Say that the reason of an alert is gone, if one was sent; returns whether something was sent."""
-        journal = await self._opened()
-        if not isinstance(await self._last(journal, key), AlertRaised):
-            return False
-        await self._send(title, text or title, "success")
-        await journal.write(self._stream, [AlertResolved(key=key)])
-        return True
+        async with self._alone() as journal:
+            if journal is None or not isinstance(await self._last(journal, key), AlertRaised):
+                return False
+            await self._send(title, text or title, "success")
+            await journal.write(self._stream, [AlertResolved(key=key)])
+            return True
 
     async def on_drift(self, report: DriftReport) -> bool:
         """Send what a drift check found, or that it is over."""
@@ -96,10 +102,19 @@ class AsyncAlerts:
 
     # How
 
-    async def _opened(self) -> Journal:
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[Journal | None]:
+        """The journal, while no other process sends alerts of this agent; None if one does."""
         journal = await run_in_thread(open_journal)
         await wait(journal.create(self._stream, _KIND, self.agent, ""))
-        return journal
+        lease = await wait(journal.acquire(self._stream, "work"))
+        if lease is None:
+            yield None
+            return
+        try:
+            yield journal
+        finally:
+            await asyncio.shield(wait(journal.abandon(lease)))
 
     async def _last(self, journal: Journal, key: str) -> Any:
         entries = await run_in_thread(lambda: journal.read(self._stream))
@@ -118,20 +133,27 @@ class AsyncAlerts:
 
 
 def _notify(urls: Sequence[SecretStr], title: str, text: str, kind: str) -> bool:
-    """Send to all receivers; false if one of them didn't take it."""
+    """Send to all receivers; false if none of them took it."""
     try:
         import apprise
     except ImportError:
         raise ConfigurationError("alerts need Apprise: pip install 'agentcore[alerts]'") from None
     logging.getLogger("apprise").setLevel(logging.CRITICAL)  # it logs addresses with their secrets
-    sender = apprise.Apprise()
+    senders = []
     for number, url in enumerate(urls, 1):
+        sender = apprise.Apprise()
         if not sender.add(url.get_secret_value()):
             raise ConfigurationError(f"alert receiver {number} has no address that Apprise understands")
-    try:
-        return bool(sender.notify(body=text, title=title, notify_type=kind))
-    except TypeError as error:  # Apprise's own, for an empty text
-        raise AlertError(f"the alert {title!r} can't be sent: {first_line(error)}") from None
+        senders.append(sender)
+    taken = []
+    for number, sender in enumerate(senders, 1):
+        try:
+            taken.append(bool(sender.notify(body=text, title=title, notify_type=kind)))
+        except TypeError as error:  # Apprise's own, for an empty text
+            raise AlertError(f"the alert {title!r} can't be sent: {first_line(error)}") from None
+        if not taken[-1]:
+            _logger.warning("alert receiver %d of %d did not take %r", number, len(senders), title)
+    return any(taken)
 
 
 class Alerts(SyncTwin):

@@ -14,8 +14,8 @@ from agentcore.monitoring._models import EvaluationMetrics
 from agentcore.monitoring._personal import personal_fields
 
 _ANSWER, _RIGHT, _STABLE = "agentcore_answer", "agentcore_right", "agentcore_stable"
-CANARY_ALPHA = 0.01
-"""Of each of the two tests."""
+CHANGED_ALPHA = 0.01
+"""Of each of the two tests of whether the model has changed."""
 
 
 def canary_name(agent: str) -> str:
@@ -48,13 +48,13 @@ class CanaryResult:
     @property
     def model_changed(self) -> bool:
         """Whether the agent no longer answers as it did, whatever the current data are."""
-        return min(self.answers_p_value, self.accuracy_p_value) < CANARY_ALPHA
+        return min(self.answers_p_value, self.accuracy_p_value) < CHANGED_ALPHA
 
     def __str__(self) -> str:
         told = "the model has changed" if self.model_changed else "no change of the model is shown"
         return (
-            f"Canary: {self.changed} of {self.rows} answers differ from those recorded, {self.unstable} did "
-            f"so between two runs then; accuracy {self.accuracy_change:+.3f}: {told}."
+            f"Canary: {self.changed} of {self.rows} answers differ from those recorded; {self.unstable} "
+            f"differed between the two recorded runs. Accuracy {self.accuracy_change:+.3f}: {told}."
         )
 
 
@@ -70,8 +70,8 @@ class Canary:
     def compared(self, now: EvaluationMetrics) -> CanaryResult:
         """Compare what the agent answers now.
 
-        Under no change, which of the second recorded answer and the new one differs from the first is a
-        matter of chance for each row, so that the rows where only one does split as coins do.
+        If the model hasn't changed, the second recorded answer and the new one are equally likely to differ
+        from the first. The rows where exactly one of them does therefore split like coin tosses.
         """
         kept = [number for number, row in enumerate(now.rows) if row.score is not None]
         differs = {
@@ -93,7 +93,7 @@ class Canary:
 
 
 def equal_answers(one: Any, other: Any) -> bool:
-    """Whether two answers are the same; failures are."""
+    """Whether two answers are the same; two failures count as the same."""
     return equal(one, other)
 
 

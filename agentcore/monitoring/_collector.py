@@ -30,7 +30,7 @@ _logger = logging.getLogger("agentcore")
 _BATCH = 4096
 """Records gathered before they are added up."""
 _MOST = 16 * _BATCH
-"""Records waiting to be added up, beyond which recording threads help."""
+"""With more records than this waiting, a recording thread waits for its turn to add them up."""
 
 EXPERIMENT = "/Shared/ai-agents/{agent}"
 
@@ -93,7 +93,7 @@ class MetricsCollector:
         except TypeError:
             fits = False
         if not fits:
-            raise ConfigurationError(f"a duration is a number of milliseconds from 0 up, not {duration!r}")
+            raise ConfigurationError(f"a duration must be 0 or more milliseconds, not {duration!r}")
         self._durations.append(duration)
         if len(self._durations) >= _BATCH:
             self._add_up(len(self._durations))
@@ -104,11 +104,11 @@ class MetricsCollector:
         """Add tokens of a model: `tokens` if it isn't known which are input and which are output.
 
         Raises:
-            ConfigurationError: a number is below 0, or none.
+            ConfigurationError: one of them isn't a whole number of 0 or more.
         """
         for number in (tokens, input_tokens, output_tokens):
             if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
-                raise ConfigurationError(f"tokens are a whole number from 0 up, not {number!r}")
+                raise ConfigurationError(f"tokens must be a whole number, 0 or more, not {number!r}")
         self._tokens.append((model, input_tokens, output_tokens, tokens))
         if len(self._tokens) >= _BATCH:
             self._add_up(len(self._tokens))

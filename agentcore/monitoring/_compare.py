@@ -134,7 +134,7 @@ async def find_runs(
     """The runs to compare, newest first: those named, or the last finished ones.
 
     Raises:
-        ConfigurationError: there are none, or a name fits none or several.
+        ConfigurationError: there are no runs, or a name matches none or several.
         TrackingError: MLflow can't be reached.
     """
     if wanted:

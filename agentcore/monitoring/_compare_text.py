@@ -147,7 +147,7 @@ def cell_text(text: str) -> str:
 
 
 def comparison_page(found: RunComparison) -> str:
-    """The comparison as a page that needs nothing else."""
+    """The comparison as a self-contained HTML page."""
     clean: Callable[[str], str] = html.escape
     parts = []
     for title, header, rows in comparison_tables(found):

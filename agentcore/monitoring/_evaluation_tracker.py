@@ -93,7 +93,8 @@ class AsyncEvaluationTracker:
             return None
         if run_id.startswith("local-"):
             _logger.warning(
-                "MLflow at %s doesn't answer: the evaluation waits in the journal (agentcore sync)",
+                "MLflow at %s doesn't answer: the evaluation waits in the journal; "
+                "deliver with: agentcore sync",
                 shown_uri(self.config.tracking_uri),
             )
         else:
@@ -238,7 +239,7 @@ def _missing(config: MLflowConfig) -> str | None:
     if not config.tracking_uri.startswith("databricks"):
         return None
     missing = [name for name in _DATABRICKS if not os.environ.get(name)]
-    return f"{' and '.join(missing)} not set, which Databricks needs" if missing else None
+    return f"set {' and '.join(missing)}, which Databricks needs" if missing else None
 
 
 def _now() -> str:

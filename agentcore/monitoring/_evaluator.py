@@ -111,7 +111,7 @@ class AsyncModelEvaluator:
 
         Args:
             baseline_dataset, current_dataset: names, or `name/version`.
-            threshold: loss in a figure, as a difference, that matters.
+            threshold: how much worse a figure may get, as a difference.
             target_field: default: the only field of both whose name says that it is a label, such as
                 `expected_outcome`.
             canary: the name of a data set that `freeze_canary` made; default: the agent's, if it has one.
@@ -197,7 +197,9 @@ class AsyncModelEvaluator:
         try:
             await self.flush(timeout)
         except TrackingError as error:
-            _logger.warning("the run waits in the journal (agentcore sync): %s", first_line(error))
+            _logger.warning(
+                "the run waits in the journal; deliver with: agentcore sync (%s)", first_line(error)
+            )
 
     async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Wait until everything logged is in MLflow; see `RunTracker.flush`."""
@@ -291,11 +293,11 @@ def detect_drift(
 
     Each figure's degradation comes with an interval and a test for two samples: the rows are not pairs. A
     figure has drifted only if its degradation is over the threshold and proven. The fields are compared one
-    by one, with the rate of false discoveries under control. Blocking.
+    by one, with the false discovery rate controlled. Blocking.
 
     Args:
         baseline_dataset, current_dataset: names, or `name/version`.
-        threshold: loss in a figure, as a difference, that matters.
+        threshold: how much worse a figure may get, as a difference.
         agent_name, agent_func, options: see `AsyncModelEvaluator`.
         target_field, log_to_mlflow: see `AsyncModelEvaluator.detect_drift`.
 

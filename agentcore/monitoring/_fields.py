@@ -18,7 +18,7 @@ FIELD_ALPHA = 0.01
 """Rate of false discoveries among the fields (Benjamini and Hochberg 1995)."""
 _CATEGORIES = 50
 _RARE = 10
-"""Values that occur less often in both data sets together count as one."""
+"""Values that occur less often than this, over both data sets, count as one category."""
 _BINS = 10
 _FEW_NUMBERS = 10
 _IDENTIFIER = re.compile(r"(^|_)(id|uuid|guid|key)$|^index$", re.IGNORECASE)

@@ -89,7 +89,7 @@ flusher = _Flusher()
 
 
 def at_exit() -> None:
-    """Write the last window, and deliver it: what is registered to run at exit from here would not run."""
+    """Write the last window, and deliver it here: an exit handler registered this late would not run."""
     flusher.flush_all()
     finish_deliveries()
 

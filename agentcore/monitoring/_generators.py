@@ -17,7 +17,7 @@ _NOT_RATES = frozenset({"evaluated", "error", "skipped"})
 
 
 class AppResult(BaseModel):
-    """One generated application. Further fields are kept: yes or no gives a rate, and a `…_score` an average.
+    """One generated application. Further fields are kept: booleans give a rate, a `…_score` an average.
 
     Attributes:
         build_success, runtime_success, tests_pass, databricks_connectivity: None if not checked.

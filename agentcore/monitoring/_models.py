@@ -37,8 +37,8 @@ class EvaluationMetrics:
 
     Attributes:
         accuracy: share of right answers, 0–1.
-        precision, recall, f1_score: of classes the mean over the classes (macro), of text the mean over the
-            rows by shared words; None for numbers.
+        precision, recall, f1_score: for classes, the mean over the classes (macro); for text, the mean over
+            the rows, by shared words; None for numbers.
         intervals: 95% interval of each figure that has one, by its name.
         per_class: the same by class, with their support.
         errors: mae, rmse and r2 of numbers.

@@ -56,9 +56,7 @@ class Exporter:
         resource = Resource.create({"service.name": self.agent})
         result = self._exporter.export(MetricsData([ResourceMetrics(resource, [scope], "")]))
         if result is not MetricExportResult.SUCCESS:
-            raise TrackingError(
-                "the OTLP endpoint didn't take the metrics: check OTEL_EXPORTER_OTLP_ENDPOINT"
-            )
+            raise TrackingError("the metrics couldn't be sent over OTLP: check OTEL_EXPORTER_OTLP_ENDPOINT")
 
     def _metrics(self, totals: Totals) -> list[Any]:
         found = [

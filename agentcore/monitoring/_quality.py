@@ -62,10 +62,10 @@ def task_of(expected: Sequence[Any]) -> Task:
 
 
 def measure(rows: Sequence[Labelled], task: Task | None = None) -> Quality:
-    """The figures for rows of one task; default: the one that the expected answers are of.
+    """The figures of rows; by default, the task is inferred from the expected answers.
 
-    Accuracy is the share of right answers, with the exact interval of Clopper and Pearson (1934), or with
-    several runs a row that of `mean_interval`.
+    Accuracy is the share of right answers, with the exact interval of Clopper and Pearson (1934) or, with
+    several runs per row, that of `mean_interval`.
     """
     task = task or task_of([row.expected for row in rows])
     if task == "classes":

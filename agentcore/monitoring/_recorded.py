@@ -56,9 +56,10 @@ class Regression:
         return self.verdict == "worse" and self.difference < -self.threshold
 
     def __str__(self) -> str:
-        word = {"better": "better", "worse": "worse"}.get(self.verdict, "no difference proven")
+        words = {"better": "better than", "worse": "worse than"}
+        told = words.get(self.verdict, "not proven different from")
         return (
-            f"{word} than run {self.run_id}: accuracy {self.before:.3f} → {self.after:.3f}, "
+            f"{told} run {self.run_id}: accuracy {self.before:.3f} → {self.after:.3f}, "
             f"{self.difference:+.3f} ({self.interval.low:+.3f} to {self.interval.high:+.3f}), "
             f"{len(self.fixed)} fixed, {len(self.broken)} broken of {self.examples}"
         )

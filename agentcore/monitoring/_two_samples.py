@@ -82,7 +82,8 @@ def loss_from_intervals(before: float, old: Interval, after: float, new: Interva
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (Holm 1979): all below α are false with probability at most α."""
+    """p-values adjusted for their number (Holm 1979): if those below α are rejected, any of the
+    rejections is false with probability at most α."""
     order = np.argsort(p_values)
     adjusted, highest = np.ones(len(p_values)), 0.0
     for rank, number in enumerate(order):

@@ -10,7 +10,7 @@ ALIVE_SECONDS = 0.04
 
 async def is_alive(config: MLflowConfig, seconds: float = ALIVE_SECONDS) -> bool:
     """Whether the server answers within `seconds`, so that waiting for a run's id won't take long. A local
-    store always does; of Databricks it is not known."""
+    store always does; Databricks isn't asked and counts as not answering."""
     uri = config.tracking_uri
     if not uri.startswith("http"):
         return not uri.startswith("databricks")

@@ -99,7 +99,7 @@ def _created(client: "MlflowClient", dataset: StoredDataset, config: MLflowConfi
 
 
 def _upsert(client: "MlflowClient", dataset_id: str, records: list[dict[str, Any]]) -> None:
-    # The data set's own merge_records takes the server that is set for the whole process.
+    # The data set's own merge_records uses the server that is set for the whole process.
     client._tracking_client.store.upsert_dataset_records(dataset_id, records)
 
 
@@ -130,5 +130,5 @@ def _row(record: Any, name: str) -> dict[str, Any]:
     expectations: Mapping[str, Any] = record.expectations or {}
     twice = sorted(inputs.keys() & expectations.keys())
     if twice:
-        raise ConfigurationError(f"{name}: {', '.join(twice)} is an input and an expectation")
+        raise ConfigurationError(f"{name}: both an input and an expectation: {', '.join(twice)}")
     return {**inputs, **expectations}

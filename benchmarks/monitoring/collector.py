@@ -86,7 +86,7 @@ def main() -> None:
     print(f"| record_duration | {statistics.median(recorded):.2f} ({added:+.2f}) |")
     print(f"lost: {lost}; p99 off by at most {max(off):.2%}")
     shown = ", ".join(f"{peak:.2f}" for peak in peaks)
-    print(f"peak memory of three times {2 * per_thread:,} records one after the other, MiB: {shown}")
+    print(f"peak memory in each of three rounds of {2 * per_thread:,} records, MiB: {shown}")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,15 @@ def test_what_was_not_delivered_is_sent_again(hook):
     assert len(got) == 2
 
 
+def test_one_dead_receiver_of_two(hook, caplog):
+    url, got, _ = hook
+    alerts = Alerts("loan_approval", ["json://127.0.0.1:9/dead", url])
+    assert alerts.raise_alert("drift", "Drift", "accuracy fell")
+    assert not alerts.raise_alert("drift", "Drift", "accuracy fell")
+    assert len(got) == 1
+    assert "receiver 1 of 2" in caplog.text
+
+
 def test_wrong_receivers(caplog):
     with pytest.raises(ConfigurationError, match="AGENTCORE_ALERT_URLS"):
         Alerts("loan_approval").raise_alert("a", "b", "c")

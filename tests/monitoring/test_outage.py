@@ -31,7 +31,7 @@ def dead(request):
 
 
 def timed(call, *args, **kwargs):
-    """The shortest of a few calls is what the call itself takes; the machine may be busy with other tests."""
+    """How long a call takes, and what it returns."""
     began = time.perf_counter()
     found = call(*args, **kwargs)
     return time.perf_counter() - began, found
