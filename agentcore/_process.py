@@ -25,6 +25,8 @@ _ours: dict[str, str] = {}
 """Environment variables set by AgentCore rather than by the user."""
 _authorization: dict[str, str] = {}
 """Authorization headers, keyed by server."""
+_lent: list[tuple[str, str | None]] = []
+"""Runs lent to MLflow's fluent API, and what MLFLOW_RUN_ID was before."""
 _lock = threading.Lock()
 
 
@@ -98,6 +100,7 @@ def lend_run(tracking_uri: str, run_id: str) -> None:
     fluent = sys.modules.get("mlflow")
     known = os.environ.get("MLFLOW_TRACKING_URI") if fluent is None else fluent.get_tracking_uri()
     if known is not None and known.rstrip("/") == tracking_uri.rstrip("/"):
+        _lent.append((run_id, os.environ.get("MLFLOW_RUN_ID")))
         os.environ["MLFLOW_RUN_ID"] = run_id
 
 
@@ -105,7 +108,11 @@ def take_back_run(run_id: str) -> None:
     """Undo `lend_run`: otherwise MLflow would log what comes later to the ended run."""
     import sys
 
-    if os.environ.get("MLFLOW_RUN_ID") == run_id:
+    before = next((known for lent, known in reversed(_lent) if lent == run_id), None)
+    _lent[:] = [item for item in _lent if item[0] != run_id]
+    if os.environ.get("MLFLOW_RUN_ID") in (run_id, None) and before is not None:
+        os.environ["MLFLOW_RUN_ID"] = before
+    elif os.environ.get("MLFLOW_RUN_ID") == run_id:
         del os.environ["MLFLOW_RUN_ID"]
     fluent = sys.modules.get("mlflow.tracking.fluent")
     if fluent is None:

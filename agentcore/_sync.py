@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import contextvars
 import functools
+import os
 import threading
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import CancelledError as FutureCancelled
@@ -17,6 +18,16 @@ _lock = threading.Lock()
 _loops: list[asyncio.AbstractEventLoop] = []
 _depth: contextvars.ContextVar[int] = contextvars.ContextVar("agentcore_sync_depth", default=0)
 """How many blocking calls this context is inside of."""
+
+
+def _forget_loops() -> None:
+    """In a forked child: the threads of the loops are the parent's."""
+    global _lock
+    _lock = threading.Lock()
+    _loops.clear()
+
+
+os.register_at_fork(after_in_child=_forget_loops)
 
 
 def _background_loop(depth: int) -> asyncio.AbstractEventLoop:

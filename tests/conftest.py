@@ -38,10 +38,14 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterat
     monkeypatch.chdir(tmp_path)
     yield
     _process._authorization.clear()
+    if "agentcore.data" in sys.modules:
+        from agentcore.data import current_run
+
+        current_run.set(None)  # a test may leave a run open
     if "agentcore.monitoring._flusher" in sys.modules:
         from agentcore.monitoring import _collector, _flusher
 
-        _flusher.flusher._known.clear()
+        _flusher.flusher.drop_all()
         _collector._collectors.clear()
     if "agentcore.tracking" in sys.modules:
         from agentcore.tracking import stop_deliveries

@@ -1,6 +1,7 @@
 """`agentcore evaluate`, `drift` and `canary`."""
 
 import json
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -71,36 +72,42 @@ def evaluate(
         raise ConfigurationError(
             "--regression and --alert compare with earlier runs: leave out --no-tracking"
         )
+    if alert:
+        _alerts(agent).check()
     evaluator = _evaluator(agent, func, model_of(lm, lm_base_url, lm_arg), base, max_concurrency)
     name, _, version = dataset.partition("/")
 
-    async def work() -> "tuple[EvaluationMetrics, Any]":
+    async def work() -> "EvaluationMetrics":
         wanted = target or await evaluator.target_of(dataset)
         found = await evaluator.evaluate_dataset(
             name, wanted, version or None, prediction, not no_tracking, repeats
         )
         if not no_tracking:
             await evaluator.flush_or_say()
-        compared = await evaluator.check_regression(found) if regression or alert else None
+        return found
+
+    async def compare(found: "EvaluationMetrics") -> Any:
+        compared = await evaluator.check_regression(found)
         if alert:
             await _alerts(agent).on_regression(compared, found.dataset)
-        return found, compared
+        return compared
 
-    found, compared = run(work())
+    found = run(work())
     failed = [
         f"{metric} is {_value(found, metric):.4g}, {'below' if side == '--min' else 'above'} {bound:g}"
         for metric, bound, side in bounds
         if (_value(found, metric) < bound if side == "--min" else _value(found, metric) > bound)
     ]
+    if not as_json:  # first: what was paid for must not get lost if MLflow is away
+        _print(found)
+        for line in failed:
+            out.print(f"[bold red]failed:[/] {line}", soft_wrap=True)
+    compared = run(compare(found)) if regression or alert else None
     if as_json:
         told = None if compared is None else {**vars(compared), "regressed": compared.regressed}
         typer.echo(json.dumps({**found.as_dict(), "failed": failed, "regression": told}, indent=2))
-    else:
-        _print(found)
-        if compared is not None:
-            out.print(str(compared), markup=False, soft_wrap=True)
-        for line in failed:
-            out.print(f"[bold red]failed:[/] {line}", soft_wrap=True)
+    elif compared is not None:
+        out.print(str(compared), markup=False, soft_wrap=True)
     if failed or (regression and compared is not None and compared.regressed):
         raise typer.Exit(1)
 
@@ -126,6 +133,8 @@ def drift(
     as_json: AsJson = False,
 ) -> None:
     """Compare an agent on current data with a baseline. Exits with 1 on drift."""
+    if alert:
+        _alerts(agent).check()
     evaluator = _evaluator(agent, func, model_of(lm, lm_base_url, lm_arg), base, max_concurrency)
 
     async def work() -> "DriftReport":
@@ -134,8 +143,6 @@ def drift(
         )
         if not no_tracking:
             await evaluator.flush_or_say()
-        if alert:
-            await _alerts(agent).on_drift(found)
         return found
 
     found = run(work())
@@ -143,6 +150,8 @@ def drift(
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
         _print_drift(found)
+    if alert:
+        run(_alerts(agent).on_drift(found))
     if found.has_drift or (inputs and found.has_input_drift):
         raise typer.Exit(1)
 
@@ -197,22 +206,31 @@ def _alerts(agent: str) -> Any:
 
 
 def _bounds(given: list[str] | None, option: str) -> list[tuple[str, float, str]]:
-    found = []
+    if not given:
+        return []
+    from agentcore.monitoring import FIGURES
+
+    found: list[tuple[str, float, str]] = []
     for text in given or []:
         name, separator, value = text.partition("=")
         try:
             found.append((name.strip(), float(value), option))
         except ValueError:
             separator = ""
-        if not separator or not name:
+        if not separator or not name or math.isnan(found[-1][1]):
             raise ConfigurationError(f"{option} {text!r}: write METRIC=VALUE, such as accuracy=0.9")
+        if name.strip() not in FIGURES:
+            known = ", ".join(FIGURES)
+            raise ConfigurationError(f"{option}: there is no metric {name.strip()!r}: use {known}")
     return found
 
 
 def _value(found: "EvaluationMetrics", metric: str) -> float:
     figures = found.figures()
     if metric not in figures:
-        raise ConfigurationError(f"there is no metric {metric!r}: use {', '.join(figures)}")
+        raise ConfigurationError(
+            f"{metric!r} was not measured on {found.dataset} ({found.task}): use {', '.join(figures)}"
+        )
     return figures[metric]
 
 

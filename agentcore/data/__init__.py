@@ -12,7 +12,7 @@ from agentcore.data._dataset import (
     shared_questions,
     too_few_clusters,
 )
-from agentcore.data._load import load_dataset
+from agentcore.data._load import load_dataset, rows_of
 from agentcore.data._manager import DatasetDiff, DatasetManager, StoredDataset, current_run
 from agentcore.data._split import SPLITS, keys_of, planned_sizes
 
@@ -35,6 +35,7 @@ __all__ = [
     "load_builtin",
     "load_dataset",
     "planned_sizes",
+    "rows_of",
     "sha256",
     "shared_questions",
     "too_few_clusters",

@@ -39,14 +39,10 @@ def load_dataset(
             "such as [{'question': …, 'answer': …}]"
         )
     kind = type(source).__module__.split(".")[0]
-    if kind == "pandas" and hasattr(source, "columns"):
-        return _from_frame(source, input_fields, name or "dataframe", cluster)
-    for method in ("to_dicts", "to_pylist"):  # Polars, Arrow
-        if callable(getattr(source, method, None)):
-            rows = [_plain(row) for row in getattr(source, method)()]
-            return Dataset.from_rows(
-                rows, input_fields=input_fields, name=name or kind, cluster=cluster, from_file=True
-            )
+    rows = _table_rows(source, name or "dataframe")
+    if rows is not None:
+        name = name or ("dataframe" if kind == "pandas" else kind)
+        return Dataset.from_rows(rows, input_fields=input_fields, name=name, cluster=cluster, from_file=True)
     if isinstance(source, Iterable):
         return _from_items(list(source), input_fields, name or "data", cluster)
     raise DataError(
@@ -62,13 +58,18 @@ def _changed(data: Dataset, input_fields: InputFields, cluster: str | None) -> D
     return data if input_fields is None or callable(input_fields) else data.with_inputs(input_fields)
 
 
-def _from_frame(frame: Any, input_fields: InputFields, name: str, cluster: str | None) -> Dataset:
-    twice = sorted({str(column) for column in frame.columns[frame.columns.duplicated()]})
-    if twice:
-        raise DataError(f"{name}: column {', '.join(twice)} appears twice. Rename one of them")
-    frame = frame.astype(object).where(frame.notna(), None)
-    rows = without_index([_plain(row) for row in frame.to_dict(orient="records")], name)
-    return Dataset.from_rows(rows, input_fields=input_fields, name=name, cluster=cluster, from_file=True)
+def _table_rows(source: Any, name: str) -> list[dict[str, Any]] | None:
+    """The rows of a frame or table; None if it is neither."""
+    if type(source).__module__.split(".")[0] == "pandas" and hasattr(source, "columns"):
+        twice = sorted({str(column) for column in source.columns[source.columns.duplicated()]})
+        if twice:
+            raise DataError(f"{name}: column {', '.join(twice)} appears twice. Rename one of them")
+        frame = source.astype(object).where(source.notna(), None)
+        return without_index([_plain(row) for row in frame.to_dict(orient="records")], name)
+    for method in ("to_dicts", "to_pylist"):  # Polars, Arrow
+        if callable(getattr(source, method, None)):
+            return [_plain(row) for row in getattr(source, method)()]
+    return None
 
 
 def _from_items(items: list[Any], input_fields: InputFields, name: str, cluster: str | None) -> Dataset:
@@ -93,11 +94,7 @@ def _from_path(
     path = Path(source)
     if str(source) in BUILTIN_DATASETS and not path.exists():
         return _changed(load_builtin(str(source)), input_fields, cluster)
-    if path.suffix.lower() not in READERS:
-        raise DataError(
-            f"{path}: unknown data format. Use a {', '.join(READERS)} file, "
-            f"or a built-in data set: {', '.join(BUILTIN_DATASETS)}"
-        )
+    _check_format(path)
     return Dataset.from_rows(
         [_plain(row) for row in read_rows(path)],
         input_fields=input_fields,
@@ -105,6 +102,14 @@ def _from_path(
         cluster=cluster,
         from_file=True,
     )
+
+
+def _check_format(path: Path) -> None:
+    if path.suffix.lower() not in READERS:
+        raise DataError(
+            f"{path}: unknown data format. Use a {', '.join(READERS)} file, "
+            f"or a built-in data set: {', '.join(BUILTIN_DATASETS)}"
+        )
 
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,14 +137,18 @@ def rows_of(source: Any) -> Iterator[dict[str, Any]]:
     """
     if isinstance(source, (str, Path)):
         path = Path(source)
-        if path.suffix.lower() in STREAMS:
-            return map(_plain, stream_rows(path))
-        return iter(load_dataset(source).rows())
+        if str(source) in BUILTIN_DATASETS and not path.exists():
+            return iter(load_builtin(str(source)).rows())
+        _check_format(path)
+        return map(_plain, stream_rows(path) if path.suffix.lower() in STREAMS else read_rows(path))
     if isinstance(source, Dataset):
         return iter(source.rows())
-    if isinstance(source, Iterable) and not hasattr(source, "columns") and not isinstance(source, Mapping):
+    rows = None if isinstance(source, Mapping) else _table_rows(source, "dataframe")
+    if rows is not None:
+        return iter(rows)
+    if isinstance(source, Iterable) and not isinstance(source, Mapping):
         return _mappings(source)
-    return iter(load_dataset(source).rows())
+    return iter(load_dataset(source).rows())  # which says what is wrong with it
 
 
 def _mappings(items: Iterable[Any]) -> Iterator[dict[str, Any]]:

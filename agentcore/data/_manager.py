@@ -72,6 +72,12 @@ class StoredDataset:
         return f"{self.name}_{self.version}"
 
     @property
+    def personal(self) -> tuple[str, ...]:
+        """The fields that are marked as personal data."""
+        properties = self.schema.get("properties", {})
+        return tuple(name for name, part in properties.items() if part.get("x-personal-data"))
+
+    @property
     def fields(self) -> tuple[str, ...]:
         return tuple(self.schema.get("properties", ()))
 
@@ -182,16 +188,18 @@ class DatasetManager:
                 "description": description,
                 "tags": {str(name): str(value) for name, value in (tags or {}).items()},
                 "lineage": {**where, **(lineage or {})},
-                "created": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+                "created": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             }
             if version is not None:
                 return self._added(dataset_name, version, file, record)
             while True:  # another writer may take the next number
                 latest = self._latest(dataset_name)
                 known = None if latest is None else self._store.record(dataset_name, latest)
-                if latest is not None and known is not None and known["digest"] == digest:
+                same = known is not None and known["digest"] == digest
+                if latest is not None and known is not None and same and known["schema"] == record["schema"]:
                     return self._stored(dataset_name, latest, known)
                 record["version"] = number = self._next(dataset_name)
+                record["record_digest"] = _record_digest(record)
                 if self._store.add(dataset_name, number, file, record):
                     return self._stored(dataset_name, number, record)
 
@@ -201,6 +209,9 @@ class DatasetManager:
         Raises:
             DataError: there is no such data set or version, or its record is damaged.
         """
+        _check_name(dataset_name, "data set")
+        if version is not None:
+            _check_name(version, "version")
         wanted = version or self._latest(dataset_name)
         record = None if wanted is None else self._store.record(dataset_name, wanted)
         if wanted is None or record is None:
@@ -208,6 +219,11 @@ class DatasetManager:
         found = self._stored(dataset_name, wanted, record)
         self._check(found)
         return found
+
+    def exists(self, dataset_name: str) -> bool:
+        """Whether there is a version of a data set."""
+        _check_name(dataset_name, "data set")
+        return bool(self._store.versions(dataset_name))
 
     def list_datasets(self) -> list[StoredDataset]:
         """Every version of every data set, sorted by name, oldest version first."""
@@ -332,6 +348,11 @@ class DatasetManager:
         raise DataError(what)
 
     def _stored(self, name: str, version: str, record: Mapping[str, Any]) -> StoredDataset:
+        if record.get("record_digest") != _record_digest(record) or record.get("name") != name:
+            raise DataError(
+                f"the record of {name} {version} was changed after it was saved: restore it from a backup, "
+                "or save the rows as a new version"
+            )
         digest, schema = str(record["digest"]), record.get("schema", {})
         order = list(schema.get("properties", ()))
         whole = f"{name} {version}"
@@ -356,9 +377,10 @@ class DatasetManager:
 
     def _added(self, name: str, version: str, file: Path, record: dict[str, Any]) -> StoredDataset:
         record["version"] = version
+        record["record_digest"] = _record_digest(record)
         if not self._store.add(name, version, file, record):
             known = self._store.record(name, version)
-            if known is None or known["digest"] != record["digest"]:
+            if known is None or any(known.get(part) != record[part] for part in ("digest", "schema")):
                 raise DataError(
                     f"{name} {version} exists with other content: a version never changes. Save it as "
                     "another version"
@@ -398,7 +420,13 @@ class DatasetManager:
             return (row for row in source if division.is_train(row) == (part == "train"))
 
         if save:
-            return self.save_dataset(read(), f"{source.name}_{part}", version=source.version, lineage=lineage)
+            return self.save_dataset(
+                read(),
+                f"{source.name}_{part}",
+                version=source.version,
+                lineage=lineage,
+                personal=source.personal,
+            )
         digest, schema = _written(read(), None, f"{source.name}, {part} part")
         return StoredDataset(
             f"{source.name}_{part}",
@@ -517,6 +545,12 @@ def _order(version: str) -> list[tuple[str, int]]:
     """Sorts v2 before v10."""
     parts = re.split(r"(\d+)", version)
     return [(text, int(digits)) for text, digits in zip(parts[::2], [*parts[1::2], "0"], strict=True)]
+
+
+def _record_digest(record: Mapping[str, Any]) -> str:
+    """The digest of a record, apart from what the store adds."""
+    own = ("record_digest", "file")
+    return sha256({name: value for name, value in record.items() if name not in own})
 
 
 def _marked(schema: dict[str, Any], personal: Iterable[str], name: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from agentcore.monitoring._evaluator import AsyncModelEvaluator, ModelEvaluator, detect_drift
     from agentcore.monitoring._fields import FieldDrift, field_drift
     from agentcore.monitoring._generators import GenerationReport
-    from agentcore.monitoring._models import EvaluationMetrics
+    from agentcore.monitoring._models import FIGURES, EvaluationMetrics
     from agentcore.monitoring._plots import plot_trends
     from agentcore.monitoring._recorded import Regression
     from agentcore.monitoring._units import shown
@@ -50,6 +50,7 @@ _MODULES = {
     "DriftReport": "_drift",
     "EvaluationMetrics": "_models",
     "EvaluationTracker": "_evaluation_tracker",
+    "FIGURES": "_models",
     "FieldDrift": "_fields",
     "GenerationReport": "_generators",
     "MetricDrift": "_drift",
@@ -74,6 +75,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "FIGURES",
     "AgentTracker",
     "Alerts",
     "AsyncAgentTracker",

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import random
 import threading
 import uuid
@@ -16,12 +17,12 @@ from agentcore._json import jsonable
 from agentcore._naming import now_ms
 from agentcore._sync import SyncTwin, blocking, run_blocking
 from agentcore._threads import run_in_thread
-from agentcore.data import current_run
+from agentcore.data import current_run, rows_of
 from agentcore.data import sha256 as digest_of
 from agentcore.errors import ConfigurationError
 from agentcore.monitoring._collector import agent_config, metric_name
 from agentcore.monitoring._flusher import flusher
-from agentcore.monitoring._personal import Redaction, redaction
+from agentcore.monitoring._personal import Personal, Redaction, scrubbed
 from agentcore.settings import MLflowConfig, Settings
 from agentcore.tracking import (
     RunStatus,
@@ -40,6 +41,8 @@ _logger = logging.getLogger("agentcore")
 
 _BATCH = 100
 """Traces in one entry of the journal."""
+_SOON = 1_000
+"""Traces that are written without waiting for the end of the window."""
 _MOST = 10_000
 """The most traces that wait in memory; beyond that, the oldest are dropped."""
 _CUT = "… (shortened)"
@@ -74,7 +77,7 @@ class AsyncAgentTracker:
         self.window = settings.metrics_window
         self.tracker = RunTracker(agent_config(agent, config))
         self._config = config
-        self._marked = redaction(schema)
+        self._personal = Personal(schema)
         self._redact = redact or (lambda value: value)
         self.sampling = settings.trace_sampling if sampling is None else sampling
         if not 0 <= self.sampling <= 1:
@@ -84,7 +87,6 @@ class AsyncAgentTracker:
         self._dropping = False
         self._waiting: deque[tuple[str, TraceRecord]] = deque(maxlen=_MOST)
         self._writing = threading.Lock()
-        flusher.add(self)
 
     @property
     def run_id(self) -> str | None:
@@ -100,9 +102,13 @@ class AsyncAgentTracker:
         self._open.append(run_id)
         return run_id
 
-    async def end_run(self, status: RunStatus = "FINISHED") -> None:
-        """End the current run, with the traces that wait."""
-        run_id = self._run()
+    async def end_run(self, status: RunStatus = "FINISHED", *, run_id: str | None = None) -> None:
+        """End the current run of this task or thread, or the one given, with the traces that wait."""
+        run_id = run_id or self.tracker.current_run_id
+        if run_id is None:
+            raise ConfigurationError(
+                "no current run in this task or thread: call start_run first, or name another's with run_id="
+            )
         await run_in_thread(self.flush_window)
         await self.tracker.end_run(status, run_id=run_id)
         if run_id in self._open:
@@ -135,29 +141,54 @@ class AsyncAgentTracker:
         run_id = self._run()
         if self.sampling < 1 and random.random() >= self.sampling:
             return
-        decision = {**decision_data, "error": error} if error else decision_data
-        duration = max(0.0, float(duration_ms))
-        clean = self.tracker.redactor
-        record = TraceRecord(
-            id=uuid.uuid4().hex,
-            request_id=clean.text(str(request_id))[:250],
-            name=self.agent,
-            start_ms=round(now_ms() - duration),
-            duration_ms=duration,
-            request=self._text(request_data),
-            response=self._text(decision),
-            failed=error is not None,
-            tags={str(name): clean.text(str(value)) for name, value in (tags or {}).items()},
+        # Large requests take milliseconds: not in the event loop.
+        record = await run_in_thread(
+            lambda: self._record(request_id, request_data, decision_data, duration_ms, error, tags or {})
         )
         if len(self._waiting) == _MOST and not self._dropping:
             self._dropping = True
             _logger.warning("more than %s traces wait to be written: the oldest are dropped", f"{_MOST:,}")
         self._waiting.append((run_id, record))
+        flusher.add(self)
+        if len(self._waiting) == _SOON:
+            flusher.soon(self)
+
+    def _record(
+        self,
+        request_id: str,
+        request: Mapping[str, Any],
+        decision: Mapping[str, Any],
+        duration_ms: float,
+        error: str | None,
+        tags: Mapping[str, str],
+    ) -> TraceRecord:
+        """What may leave the process of a request: without personal data and secrets, of limited size."""
+        asked, removed = self._personal.clean(jsonable(dict(request)))
+        told, more = self._personal.clean(jsonable(dict(decision)))
+        removed |= more
+        if error:
+            told = {**told, "error": error}
+
+        def text(value: Any) -> str:
+            return self.tracker.redactor.text(scrubbed(str(value), removed))
+
+        duration = max(0.0, float(duration_ms))
+        return TraceRecord(
+            id=uuid.uuid4().hex,
+            request_id=text(request_id)[:250],
+            name=self.agent,
+            start_ms=round(now_ms() - duration),
+            duration_ms=duration,
+            request=self._text(scrubbed(asked, removed)),
+            response=self._text(scrubbed(told, removed)),
+            failed=error is not None,
+            tags={str(name): text(value) for name, value in tags.items()},
+        )
 
     async def log_dataset(self, df: Any, name: str, targets: str | None = None) -> None:
         """Record a frame, rows or a stored data set as an input of the run, by its digest; its rows are not
         sent. `targets` is kept as the parameter `{name}_targets`."""
-        rows = df.to_dict(orient="records") if hasattr(df, "to_dict") and hasattr(df, "columns") else list(df)
+        rows = await run_in_thread(lambda: list(rows_of(df)))
         if targets is not None and rows and targets not in rows[0]:
             raise ConfigurationError(
                 f"{name} has no field {targets!r}; it has {', '.join(map(str, rows[0]))}"
@@ -173,16 +204,16 @@ class AsyncAgentTracker:
     ) -> None:
         """Log the figures of an evaluation as metrics `eval_{name}`, and everything as
         `evaluation_results.json`."""
-        run_id = self._run()
+        run_id, plain = self._run(), jsonable(dict(eval_results))
         numbers = {
             f"eval_{metric_name(str(name))}": value
-            for name, value in eval_results.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool)
+            for name, value in plain.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         }
         await self.tracker.log_metrics(numbers, run_id=run_id)
         if dataset_name is not None:
             await self.tracker.set_tags({"evaluation_dataset": dataset_name}, run_id=run_id)
-        content = {"dataset": dataset_name, "results": jsonable(dict(eval_results))}
+        content = {"dataset": dataset_name, "results": plain}
         await self.tracker.log_json("evaluation_results.json", content, run_id=run_id)
 
     async def log_model(
@@ -258,7 +289,7 @@ class AsyncAgentTracker:
 
     def _text(self, value: Any) -> str:
         """What may leave the process, as JSON of limited size."""
-        kept = self._redact(self._marked(jsonable(dict(value))))
+        kept = self._redact(value)
         text = json.dumps(self.tracker.redactor.value(kept), ensure_ascii=False, default=str)
         if len(text.encode("utf-8", "replace")) <= self._bytes:
             return text
@@ -268,25 +299,28 @@ class AsyncAgentTracker:
     def flush_window(self) -> None:
         """Write the traces that wait to the journal; kept if that fails."""
         with self._writing:
+            flusher.drop(self)  # before they are taken: a request that comes later adds it again
             taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
             self._dropping = False
             by_run: dict[str, list[TraceRecord]] = {}
             for run_id, record in taken:
                 by_run.setdefault(run_id, []).append(record)
-            events: list[tuple[str, TracesLogged]] = [
+            events = [
                 (run_id, TracesLogged(traces=records[start : start + _BATCH]))
                 for run_id, records in by_run.items()
                 for start in range(0, len(records), _BATCH)
             ]
-            while events:
-                run_id, event = events[0]
-                try:
+            try:
+                while events:
+                    run_id, event = events[0]
                     run_blocking(self.tracker.log([event], run_id=run_id))
-                except BaseException:
-                    rest = [(run, record) for run, item in events for record in item.traces]
-                    self._waiting.extendleft(reversed(rest))
-                    raise
-                events.pop(0)
+                    events.pop(0)
+            except BaseException:
+                rest = [(run, record) for run, item in events for record in item.traces]
+                rest += [self._waiting.popleft() for _ in range(len(self._waiting))]
+                self._waiting.extend(rest)  # of too many, the oldest are dropped
+                flusher.add(self)
+                raise
 
     def forget(self) -> None:
         """Drop what the parent process gathered."""

@@ -1,6 +1,7 @@
 """Any agent as a program: a function from dict to dict, a DSPy program, or the one behind an alias."""
 
 import asyncio
+import copy
 import dataclasses
 import inspect
 import threading
@@ -35,7 +36,7 @@ class _Function(dspy.Module):  # type: ignore[misc,unused-ignore]
 
     def forward(self, agentcore_row: Row) -> Any:
         """Call the function with a copy of the row."""
-        found: Any = self.function(dict(agentcore_row))
+        found: Any = self.function(copy.deepcopy(dict(agentcore_row)))
         if inspect.isawaitable(found):  # such as a functools.partial of an async function
 
             async def wait() -> Any:
@@ -48,7 +49,7 @@ class _Function(dspy.Module):  # type: ignore[misc,unused-ignore]
 class _AsyncFunction(_Function):
     async def aforward(self, agentcore_row: Row) -> Any:
         """Await the function with a copy of the row."""
-        found: Any = self.function(dict(agentcore_row))
+        found: Any = self.function(copy.deepcopy(dict(agentcore_row)))
         return prediction_of(await found)
 
 
@@ -66,7 +67,8 @@ def prediction_of(found: Any) -> "dspy.Prediction":
         found = dataclasses.asdict(found)
     if not isinstance(found, Mapping):
         raise TypeError(f"the agent returned {type(found).__name__} instead of a dict")
-    return dspy.Prediction(**{str(name): value for name, value in found.items()})
+    # As a whole: DSPy has arguments of its own, which a field may be named like.
+    return dspy.Prediction({str(name): value for name, value in found.items()})
 
 
 class _NoModel:

@@ -56,6 +56,15 @@ class AsyncAlerts:
         """Whether there is anywhere to send alerts to."""
         return bool(self._urls)
 
+    def check(self) -> None:
+        """Raise `ConfigurationError` if there is nowhere to send alerts to, or Apprise is not installed."""
+        if not self._urls:
+            raise ConfigurationError(
+                "there is nowhere to send alerts to: set AGENTCORE_ALERT_URLS, such as "
+                "json://hooks.example.com/agent or slack://…"
+            )
+        _senders(self._urls)
+
     async def raise_alert(self, key: str, title: str, text: str) -> bool:
         """Send an alert, unless the same one was sent and is not over; returns whether it was sent.
 
@@ -93,12 +102,14 @@ class AsyncAlerts:
         return await self.resolve(key, f"No more drift of {self.agent}", report.headline())
 
     async def on_regression(self, found: Regression | None, dataset: str) -> bool:
-        """Send that an agent is worse than at its last evaluation, or that this is over."""
+        """Send that an agent is worse than at its last evaluation, or that this is over. Without a
+        comparison, nothing is sent."""
+        if found is None:
+            return False
         key = f"regression/{dataset.rpartition('_')[0]}"
-        if found is not None and found.regressed:
+        if found.regressed:
             return await self.raise_alert(key, f"Regression of {self.agent} on {dataset}", str(found))
-        told = "" if found is None else str(found)
-        return await self.resolve(key, f"No more regression of {self.agent} on {dataset}", told)
+        return await self.resolve(key, f"No more regression of {self.agent} on {dataset}", str(found))
 
     # How
 
@@ -122,18 +133,13 @@ class AsyncAlerts:
         return events[-1] if events else None
 
     async def _send(self, title: str, text: str, kind: str) -> None:
-        if not self._urls:
-            raise ConfigurationError(
-                "there is nowhere to send alerts to: set AGENTCORE_ALERT_URLS, such as "
-                "json://hooks.example.com/agent or slack://…"
-            )
+        self.check()
         sent = await run_in_thread(lambda: _notify(self._urls, title, text, kind))
         if not sent:
             raise AlertError(f"the alert {title!r} was not delivered: check AGENTCORE_ALERT_URLS")
 
 
-def _notify(urls: Sequence[SecretStr], title: str, text: str, kind: str) -> bool:
-    """Send to all receivers; false if none of them took it."""
+def _senders(urls: Sequence[SecretStr]) -> list[Any]:
     try:
         import apprise
     except ImportError:
@@ -145,6 +151,12 @@ def _notify(urls: Sequence[SecretStr], title: str, text: str, kind: str) -> bool
         if not sender.add(url.get_secret_value()):
             raise ConfigurationError(f"alert receiver {number} has no address that Apprise understands")
         senders.append(sender)
+    return senders
+
+
+def _notify(urls: Sequence[SecretStr], title: str, text: str, kind: str) -> bool:
+    """Send to all receivers; false if none of them took it."""
+    senders = _senders(urls)
     taken = []
     for number, sender in enumerate(senders, 1):
         try:

@@ -119,13 +119,19 @@ def freeze(
     return rows, {"canary_of": {"name": data.name, "digest": data.digest}, "target_field": target}
 
 
-def frozen(stored: StoredDataset) -> Canary:
+def frozen(stored: StoredDataset, target: str) -> Canary:
     """The canary that a data set holds.
 
     Raises:
-        DataError: it is none.
+        DataError: it is none, or was recorded for another target.
     """
     rows = stored.to_list()
+    recorded = stored.lineage.get("target_field")
+    if recorded not in (None, target):
+        raise DataError(
+            f"{stored.full_name} was recorded for the target {recorded!r}, not {target!r}: freeze another "
+            "canary for this target, and name it with canary="
+        )
     if not rows or any(name not in rows[0] for name in (_RIGHT, _STABLE)):
         raise DataError(f"{stored.full_name} is no canary: make one with ModelEvaluator.freeze_canary")
     own = (_ANSWER, _RIGHT, _STABLE)

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from agentcore.errors import ConfigurationError, TrackingError
 from agentcore.monitoring._events import WindowRecorded
 from agentcore.monitoring._flusher import flusher
 from agentcore.monitoring._otlp import exporter_of
-from agentcore.monitoring._totals import Totals
+from agentcore.monitoring._totals import Names, Totals
 from agentcore.settings import MLflowConfig, Settings
 from agentcore.tracking import RunEnded, RunTracker, check_agent, purpose_name
 
@@ -31,6 +31,9 @@ _BATCH = 4096
 """Records gathered before they are added up."""
 _MOST = 16 * _BATCH
 """With more records than this waiting, a recording thread waits for its turn to add them up."""
+
+_LARGEST = 1e15
+_LONGEST_NAME = 80
 
 EXPERIMENT = "/Shared/ai-agents/{agent}"
 
@@ -66,8 +69,10 @@ class MetricsCollector:
         self._errors: deque[str] = deque()
         self._tokens: deque[tuple[str, int, int, int]] = deque()
         self._scores: deque[tuple[str, float]] = deque()
-        self._past = Totals()
-        self._now = Totals()
+        self._names = Names()
+        self._past = Totals(self._names)
+        self._now = Totals(self._names)
+        self._writing: Totals | None = None
 
     @cached_property
     def aio(self) -> "AsyncMetricsCollector":
@@ -86,15 +91,15 @@ class MetricsCollector:
         """Record how long a request took, in milliseconds.
 
         Raises:
-            ConfigurationError: it is no number from 0 up.
+            ConfigurationError: it isn't a number of 0 or more.
         """
         try:
-            fits = 0 <= duration < math.inf
-        except TypeError:
-            fits = False
-        if not fits:
-            raise ConfigurationError(f"a duration must be 0 or more milliseconds, not {duration!r}")
-        self._durations.append(duration)
+            number = float(duration)
+        except (TypeError, ValueError, OverflowError):
+            number = -1.0
+        if not 0 <= number <= _LARGEST or isinstance(duration, (str, bytes)):
+            raise ConfigurationError(f"a duration must be 0 or more milliseconds, not {_short(duration)}")
+        self._durations.append(number)
         if len(self._durations) >= _BATCH:
             self._add_up(len(self._durations))
 
@@ -107,8 +112,9 @@ class MetricsCollector:
             ConfigurationError: one of them isn't a whole number of 0 or more.
         """
         for number in (tokens, input_tokens, output_tokens):
-            if isinstance(number, bool) or not isinstance(number, (int, np.integer)) or number < 0:
-                raise ConfigurationError(f"tokens must be a whole number, 0 or more, not {number!r}")
+            whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+            if not whole or not 0 <= number <= _LARGEST:
+                raise ConfigurationError(f"tokens must be a whole number, 0 or more, not {_short(number)}")
         self._tokens.append((model, input_tokens, output_tokens, tokens))
         if len(self._tokens) >= _BATCH:
             self._add_up(len(self._tokens))
@@ -126,12 +132,12 @@ class MetricsCollector:
             ConfigurationError: it is no finite number.
         """
         try:
-            fits = math.isfinite(value)
-        except TypeError:
-            fits = False
-        if not fits:
-            raise ConfigurationError(f"score {name!r} must be a finite number, not {value!r}")
-        self._scores.append((name, float(value)))
+            number = float(value)
+        except (TypeError, ValueError, OverflowError):
+            number = math.inf
+        if not abs(number) <= _LARGEST or isinstance(value, (str, bytes)):
+            raise ConfigurationError(f"score {_short(name)} must be a finite number, not {_short(value)}")
+        self._scores.append((name, number))
         if len(self._scores) >= _BATCH:
             self._add_up(len(self._scores))
 
@@ -140,20 +146,12 @@ class MetricsCollector:
     def get_summary(self) -> dict[str, Any]:
         """Everything that this process has recorded, as plain numbers. Durations are in milliseconds, and
         quantiles are at most 0.4 % off."""
-        whole = Totals()
-        with self._adding:
-            self._take()
-            whole.merge(self._past)
-            whole.merge(self._now)
+        whole = self._whole()
         return {"agent": self.agent, "run_id": self.run_id, **whole.summary()}
 
     def state(self) -> dict[str, Any]:
         """The same as JSON that `merged_summary` can add to that of other processes."""
-        whole = Totals()
-        with self._adding:
-            self._take()
-            whole.merge(self._past)
-            whole.merge(self._now)
+        whole = self._whole()
         return whole.state()
 
     def flush(self, timeout: float | None = None) -> None:
@@ -167,15 +165,25 @@ class MetricsCollector:
     def close(self) -> None:
         """Write the last window, and end the run if it is the collector's own."""
         self.flush_window()
-        with _lock:
-            for key, known in list(_collectors.items()):
-                if known is self:
-                    del _collectors[key]
+        flusher.drop(self)
+        for key, known in list(_collectors.items()):
+            if known is self:
+                del _collectors[key]
         if self._owned and self.run_id is not None:
             run_id = self.run_id
             run_blocking(self._tracker.log([RunEnded(status="FINISHED")], run_id=run_id))
 
     # How
+
+    def _whole(self) -> Totals:
+        """Everything recorded so far, with the window that is being written."""
+        whole = Totals(self._names)
+        with self._adding:
+            self._take()
+            for part in (self._past, self._writing, self._now):
+                if part is not None:
+                    whole.merge(part)
+        return whole
 
     def _add_up(self, waiting: int) -> None:
         """Add up what waits, unless another thread does."""
@@ -188,28 +196,39 @@ class MetricsCollector:
     def _take(self) -> None:
         """Move everything from the queues into the window. Appending needs no lock."""
         now = self._now
-        now.add_counts(now.requests, map(str, _taken(self._requests)))
-        now.add_counts(now.errors, map(str, _taken(self._errors)))
+        now.add_counts("requests", now.requests, self._named(Counter(_taken(self._requests))))
+        now.add_counts("errors", now.errors, self._named(Counter(_taken(self._errors))))
         now.durations.add(np.asarray(_taken(self._durations), dtype=float))
-        by_model: dict[str, list[int]] = {}
+        by_model: dict[Any, list[int]] = {}
         for model, *amounts in _taken(self._tokens):
-            known = by_model.setdefault(str(model), [0, 0, 0])
-            for number, amount in enumerate(amounts):
+            known = by_model.setdefault(model, [0, 0, 0, 0])
+            for number, amount in enumerate((*amounts, 1)):
                 known[number] += int(amount)
-        for model, (read, written, untold) in by_model.items():
-            now.add_tokens(model, read, written, untold)
-        by_score: dict[str, list[float]] = {}
+        for model, (read, written, untold, calls) in by_model.items():
+            now.add_tokens(self._name(model), (read, written, untold, calls))
+        by_score: dict[Any, list[float]] = {}
         for name, value in _taken(self._scores):
-            by_score.setdefault(str(name), []).append(value)
+            by_score.setdefault(name, []).append(value)
         for name, values in by_score.items():
-            now.add_scores(name, np.asarray(values))
+            now.add_scores(self._name(name), np.asarray(values))
+
+    def _name(self, given: Any) -> str:
+        """A name from a request: without secrets, and short."""
+        return self._tracker.redactor.text(str(given))[:_LONGEST_NAME]
+
+    def _named(self, counts: "Counter[Any]") -> "Counter[str]":
+        found: Counter[str] = Counter()
+        for name, count in counts.items():
+            found[self._name(name)] += count
+        return found
 
     def flush_window(self) -> None:
         """Write the window to the journal; kept if that fails."""
         with self._flushing:
             with self._adding:
                 self._take()
-                window, self._now = self._now, Totals()
+                window, self._now = self._now, Totals(self._names)
+                self._writing = window
             if not window:
                 return
             try:
@@ -217,10 +236,11 @@ class MetricsCollector:
             except BaseException:
                 with self._adding:
                     window.merge(self._now)
-                    self._now = window
+                    self._now, self._writing = window, None
                 raise
             with self._adding:
                 self._past.merge(window)
+                self._writing = None
                 past = Totals.of(self._past.state()) if self._exporter else None
         if self._exporter is not None and past is not None:
             try:
@@ -275,6 +295,11 @@ class AsyncMetricsCollector:
         await run_in_thread(self._collector.close)
 
 
+def _short(value: Any) -> str:
+    text = repr(value) if not isinstance(value, int) or abs(value) < 10**20 else "such a large number"
+    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}…"
+
+
 def _taken(queue: "deque[Any]") -> list[Any]:
     return [queue.popleft() for _ in range(len(queue))]
 
@@ -305,7 +330,9 @@ def window_metrics(window: Totals) -> dict[str, float | None]:
         ("errors", found["errors_by_type"]),
         ("tokens", found["tokens_by_model"]),
     ):
-        metrics |= {f"{kind}/{metric_name(name)}": count for name, count in by_name.items()}
+        for name, count in by_name.items():  # different names may become the same
+            key = f"{kind}/{metric_name(name)}"
+            metrics[key] = (metrics.get(key) or 0) + count
     for name, values in found["scores"].items():
         metrics |= {f"score/{metric_name(name)}/{part}": values[part] for part in ("avg", "p50", "p95")}
     return metrics
@@ -317,7 +344,6 @@ def metric_name(name: str) -> str:
 
 
 _collectors: dict[tuple[str, str | None], MetricsCollector] = {}
-_lock = threading.Lock()
 
 
 def get_metrics_collector(
@@ -330,16 +356,18 @@ def get_metrics_collector(
             `{agent}_metrics_{timestamp}` in the experiment `/Shared/ai-agents/{agent}`.
         config: the MLflow server, for the first call; default: from the environment.
     """
-    with _lock:
-        found = _collectors.get((agent, run_id))
-        if found is None:
-            found = _collectors[agent, run_id] = MetricsCollector(agent, run_id, config)
-        return found
+    found = _collectors.get((agent, run_id))
+    if found is None:
+        made = MetricsCollector(agent, run_id, config)
+        found = _collectors.setdefault((agent, run_id), made)
+        if found is not made:
+            flusher.drop(made)
+    return found
 
 
 def merged_summary(states: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The summary of several processes' `state()`."""
-    whole = Totals()
+    whole = Totals(Names())
     for state in states:
         whole.merge(Totals.of(state))
     return whole.summary()

@@ -1,6 +1,8 @@
 """A comparison of runs as text, Markdown or a page."""
 
 import html
+import math
+import re
 from collections.abc import Callable, Sequence
 
 from agentcore.monitoring._compare import Change, RunComparison
@@ -16,6 +18,7 @@ Table = tuple[str, list[str], list[list[str]]]
 
 def sparkline(values: Sequence[float | None]) -> str:
     """The values as a line of bars, oldest first; a dot where there is none."""
+    values = [value if value is not None and math.isfinite(value) else None for value in values]
     known = [value for value in values if value is not None]
     if not known:
         return ""
@@ -132,18 +135,12 @@ def comparison_markdown(found: RunComparison) -> str:
         ]
         lines += [f"| {' | '.join(map(cell, row))} |" for row in rows]
         parts.append("\n".join(lines))
-    parts.append("\n".join(f"- {cell_text(line)}" for line in comparison_notes(found)))
+    parts.append("\n".join(f"- {cell(line, 10_000)}" for line in comparison_notes(found)))
     if found.prompts:
-        fence = "~~~~~~" if "```" in found.prompts else "```"
+        longest = max((len(run) for run in re.findall(r"`+", found.prompts)), default=0)
+        fence = "`" * max(3, longest + 1)
         parts.append(f"## Prompts\n\n{fence}diff\n{found.prompts}\n{fence}")
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def cell_text(text: str) -> str:
-    """A line of text without markup."""
-    for mark in "\\`<>[]*_":
-        text = text.replace(mark, f"\\{mark}")
-    return text.strip()
 
 
 def comparison_page(found: RunComparison) -> str:

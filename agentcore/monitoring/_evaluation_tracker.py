@@ -176,7 +176,7 @@ class AsyncEvaluationTracker:
         figures = found.figures()
         mode = mode or found.mode or Settings().eval_mode
         when = found.timestamp or _now()
-        outer = current_run.get()
+        outer, own = current_run.get(), self.tracker._current.get() if self.enabled else None
         run_id = await self.start_run(run_name or _name(mode, when), {"mode": mode, **(tags or {})})
         if run_id is None:
             return None
@@ -195,12 +195,14 @@ class AsyncEvaluationTracker:
                 *entries.text("EVALUATION_REPORT.md", markdown or report_markdown(found, mode, when)),
             ]
             await self.tracker.log(drafts, run_id=run_id)
+            await self.end_run()
         except BaseException:
-            await self.end_run("FAILED")
+            if self.tracker.current_run_id == run_id:
+                await self.end_run("FAILED")
             raise
         finally:
             current_run.set(outer)
-        await self.end_run()
+            self.tracker._current.set(own)
         return run_id
 
     async def compare_runs(self, run_ids: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -120,7 +120,7 @@ class AsyncModelEvaluator:
         target = target_field or _target(sets)
         question = _question(target, prediction_field, None, repeats)
         before, after = [await _read(item) for item in sets]
-        frozen_canary = await self._canary(canary)
+        frozen_canary = await self._canary(canary, target)
         parts = [before, after, *([frozen_canary.data] if frozen_canary else [])]
         measured = await measure_agent(
             self.agent, self.agent_name, parts, question, max_concurrency=self.max_concurrency
@@ -169,7 +169,11 @@ class AsyncModelEvaluator:
         name = canary_name(self.agent_name)
         return await run_in_thread(
             lambda: self.datasets.save_dataset(
-                content, name, f"answers of {self.agent_name} on {data.name}", lineage=lineage
+                content,
+                name,
+                f"answers of {self.agent_name} on {data.name}",
+                lineage=lineage,
+                personal=data.personal,
             )
         )
 
@@ -215,13 +219,12 @@ class AsyncModelEvaluator:
         dataset, _, version = name.partition("/")
         return await run_in_thread(lambda: self.datasets.load_dataset(dataset, version or None))
 
-    async def _canary(self, name: str | None) -> Canary | None:
+    async def _canary(self, name: str | None, target: str) -> Canary | None:
         wanted = name or canary_name(self.agent_name)
-        known = {item.name for item in await run_in_thread(self.datasets.list_datasets)}
-        if name is None and wanted not in known:
+        if name is None and not await run_in_thread(lambda: self.datasets.exists(wanted)):
             return None
         found = await run_in_thread(lambda: self.datasets.load_dataset(wanted))
-        return await run_in_thread(lambda: frozen(found))
+        return await run_in_thread(lambda: frozen(found, target))
 
     async def _model(self) -> str:
         return described(await self.agent.lm())

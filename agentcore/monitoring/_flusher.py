@@ -3,13 +3,12 @@
 import atexit
 import logging
 import os
+import sys
 import threading
 import time
-import weakref
 from typing import Protocol
 
 from agentcore._redaction import first_line
-from agentcore.errors import AgentCoreError
 from agentcore.tracking import finish_deliveries
 
 _logger = logging.getLogger("agentcore")
@@ -30,17 +29,34 @@ class Gatherer(Protocol):
 
 class _Flusher:
     def __init__(self) -> None:
-        self._known: weakref.WeakKeyDictionary[Gatherer, float] = weakref.WeakKeyDictionary()
+        self._due: dict[Gatherer, float] = {}
         self._wake = threading.Condition()
         self._thread: threading.Thread | None = None
         self._told: set[str] = set()
 
     def add(self, item: Gatherer) -> None:
-        """Flush an object every window, and at exit."""
+        """Flush an object every window and at exit, until it is dropped."""
         with self._wake:
-            self._known[item] = time.monotonic() + item.window
+            self._due.setdefault(item, time.monotonic() + item.window)
             self._start()
             self._wake.notify()
+
+    def soon(self, item: Gatherer) -> None:
+        """Flush an object now, in the flusher's thread."""
+        with self._wake:
+            self._due[item] = 0.0
+            self._start()
+            self._wake.notify()
+
+    def drop(self, item: Gatherer) -> None:
+        """Flush an object no more."""
+        with self._wake:
+            self._due.pop(item, None)
+
+    def drop_all(self) -> None:
+        """Flush nothing more."""
+        with self._wake:
+            self._due.clear()
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
@@ -50,12 +66,12 @@ class _Flusher:
     def _run(self) -> None:
         while True:
             with self._wake:
-                due = min(self._known.values(), default=None)
+                due = min(self._due.values(), default=None)
                 self._wake.wait(None if due is None else max(0.0, due - time.monotonic()))
                 now = time.monotonic()
-                items = [item for item, at in self._known.items() if at <= now]
+                items = [item for item, at in self._due.items() if at <= now]
                 for item in items:
-                    self._known[item] = now + item.window
+                    self._due[item] = now + item.window
             for item in items:
                 self.flush(item)
             del items
@@ -64,25 +80,26 @@ class _Flusher:
         """Flush one object; a failure is logged once, and what was gathered waits for the next window."""
         try:
             item.flush_window()
-        except AgentCoreError as error:
+        except Exception as error:  # noqa: BLE001 - one object's failure must not stop the others' windows
             if str(error) not in self._told:
                 self._told.add(str(error))
                 _logger.warning("metrics wait in memory: %s", first_line(error))
 
     def flush_all(self) -> None:
         """Flush everything."""
-        for item in list(self._known):
+        for item in list(self._due):
             self.flush(item)
 
     def after_fork(self) -> None:
         """In a child process: start again with nothing gathered."""
-        known = list(self._known)
+        items = list(self._due)
         self.__init__()  # type: ignore[misc]
-        for item in known:
+        for item in items:
             item.forget()
-            self._known[item] = time.monotonic() + item.window
-        if known:
-            self._start()
+        for item in items:
+            self.add(item)
+        if items and "multiprocessing.util" in sys.modules:  # its children skip the handlers of atexit
+            sys.modules["multiprocessing.util"].Finalize(None, at_exit, exitpriority=10)
 
 
 flusher = _Flusher()

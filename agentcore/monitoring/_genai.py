@@ -16,9 +16,5 @@ REQUESTS = "agentcore.agent.requests"
 """Not part of the conventions: counter, by `STATUS`."""
 STATUS = "agentcore.status"
 ERRORS = "agentcore.agent.errors"
-SCORE = "agentcore.agent.score"
-"""Gauge, the mean of a window; by `SCORE_NAME`."""
-SCORE_NAME = "agentcore.score.name"
-
 DURATION_BOUNDS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 """Seconds: the bounds that the conventions advise."""

@@ -23,7 +23,7 @@ from agentcore.evaluation import (
 )
 from agentcore.monitoring._agents import Agent, answer_fields, answer_in
 from agentcore.monitoring._models import EvaluationMetrics, Row
-from agentcore.monitoring._personal import REDACTED
+from agentcore.monitoring._personal import REDACTED, scrubbed, texts_in
 from agentcore.monitoring._quality import Labelled, Task, measure
 
 
@@ -198,15 +198,18 @@ def _answers(judge: _Judge, record: ExampleRecord) -> tuple[Any, ...]:
 def _row(part: Data, question: Question, judge: _Judge, record: ExampleRecord) -> Row:
     row = part.rows[record.index]
     answers = judge.answers.get(record.index, [])
+    removed = {text for name in part.personal for text in texts_in(row.get(name))}
+    inputs = {name: value for name, value in row.items() if name != question.target}
+    target = question.target
     return Row(
         digest=record.digest,
         inputs={
-            name: REDACTED if name in part.personal else value
-            for name, value in row.items()
-            if name != question.target
+            name: REDACTED if name in part.personal else scrubbed(value, removed)
+            for name, value in inputs.items()
         },
-        expected=row[question.target],
+        expected=REDACTED if target in part.personal else scrubbed(row[target], removed),
         answer=jsonable(answers[0]) if answers else None,
+        removed=frozenset(removed),
         output=record.prediction,
         score=record.score,
         latency_ms=record.latency_ms,

@@ -1,11 +1,19 @@
 """What an evaluation measured."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agentcore.evaluation import Interval
+from agentcore.monitoring._personal import scrubbed
 from agentcore.monitoring._quality import Quality, Task
 
+FIGURES = (
+    *("accuracy", "precision", "recall", "f1_score", "mae", "rmse", "r2"),
+    *("avg_latency_ms", "p50_latency_ms", "p95_latency_ms", "p99_latency_ms", "throughput"),
+    *("examples", "failures", "lm_failures", "input_tokens", "output_tokens", "total_tokens"),
+    *("cost_usd", "avg_cost"),
+)
+"""The names of all figures; which of them there are depends on the targets."""
 _LATENCIES = ("avg_latency_ms", "p50_latency_ms", "p95_latency_ms", "p99_latency_ms")
 
 
@@ -15,7 +23,9 @@ class Row:
 
     Attributes:
         digest: of the inputs and the target.
-        answer: of the first run that had one.
+        inputs, expected: without personal data.
+        answer, output, error: as they were; `shown` has them without personal data.
+        removed: the personal data of the row.
         score: share of its runs that were right; None if the language model failed.
     """
 
@@ -29,6 +39,18 @@ class Row:
     tokens: int
     cost_usd: float | None
     error: str | None = None
+    removed: frozenset[str] = frozenset()
+
+    @property
+    def shown(self) -> "Row":
+        """The row as reports show it."""
+        return replace(
+            self,
+            answer=scrubbed(self.answer, self.removed),
+            output=scrubbed(self.output, self.removed),
+            error=scrubbed(self.error, self.removed),
+            removed=frozenset(),
+        )
 
 
 @dataclass(frozen=True)

@@ -90,13 +90,33 @@ class Exporter:
         return self._sum(name, unit, points)
 
     def _tokens(self, totals: Totals) -> Any:
-        points = []
-        for model, (read, written, untold) in totals.tokens.items():
-            for kind, count in ((names.INPUT, read), (names.OUTPUT, written), ("", untold)):
-                if count:
-                    of_kind = {names.TOKEN_TYPE: kind} if kind else {}
-                    points.append(self._point(count, **{names.MODEL: model, **of_kind}))
-        return self._sum(names.TOKENS, "{token}", points)
+        """The conventions make it a histogram; without single calls, it has one bucket."""
+        from opentelemetry.sdk.metrics.export import (
+            AggregationTemporality,
+            Histogram,
+            HistogramDataPoint,
+            Metric,
+        )
+
+        points = [
+            HistogramDataPoint(
+                attributes=self._attributes(
+                    **{names.MODEL: model, **({names.TOKEN_TYPE: kind} if kind else {})}
+                ),
+                start_time_unix_nano=self._began,
+                time_unix_nano=time.time_ns(),
+                count=calls,
+                sum=tokens,
+                bucket_counts=[calls],
+                explicit_bounds=[],
+                min=0,
+                max=tokens,
+            )
+            for model, (read, written, untold, calls) in totals.tokens.items()
+            for kind, tokens in ((names.INPUT, read), (names.OUTPUT, written), ("", untold))
+            if tokens
+        ]
+        return Metric(names.TOKENS, "", "{token}", Histogram(points, AggregationTemporality.CUMULATIVE))
 
     def _durations(self, found: Distribution) -> Any:
         from opentelemetry.sdk.metrics.export import (

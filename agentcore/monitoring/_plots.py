@@ -28,7 +28,7 @@ def plot_confusion(title: str, labels: Sequence[str], counts: Sequence[Sequence[
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="answered", ylabel="expected")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(_short(title, 90), loc="left", fontsize=10)
     if len(names) <= _NUMBERED:
         for (row, column), value in np.ndenumerate(cells):
             color = "white" if shares[row, column] > 0.6 else _INK
@@ -59,7 +59,7 @@ def plot_degradations(
     axes.set_yticks(range(len(metrics)), [item[0] for item in metrics])
     axes.invert_yaxis()
     axes.set_xlabel("degradation with 95% interval (right is worse)")
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(_short(title, 90), loc="left", fontsize=10)
     axes.legend(frameon=False, fontsize=8)
     _finish(axes)
     figure.savefig(path, dpi=130)
@@ -91,6 +91,8 @@ def plot_trends(runs: Sequence[str], metrics: Mapping[str, Sequence[float | None
 
     varies = [name for name, values in metrics.items() if len({*values} - {None}) > 1]
     names = (varies or list(metrics))[:_MOST_TRENDS]
+    if not names:
+        raise ValueError("the runs have no metrics")
     columns = min(3, len(names))
     rows = -(-len(names) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.1 * rows + 0.4), layout="constrained")
@@ -100,7 +102,7 @@ def plot_trends(runs: Sequence[str], metrics: Mapping[str, Sequence[float | None
     for axes, name in zip(grid.flat, names, strict=False):
         points = [(number, value) for number, value in enumerate(metrics[name], 1) if value is not None]
         axes.plot([x for x, _ in points], [y for _, y in points], marker="o", color=_ACCENT, markersize=4)
-        axes.set_title(name, loc="left", fontsize=9)
+        axes.set_title(_short(name, 40), loc="left", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if unit_of(name) != "number":
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _, name=name: shown(name, value)))
@@ -113,7 +115,9 @@ def plot_trends(runs: Sequence[str], metrics: Mapping[str, Sequence[float | None
 
 
 def _short(text: str, limit: int = 24) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    """A text that fits, and isn't taken for a formula."""
+    text = " ".join(text.split())
+    return (text if len(text) <= limit else text[: limit - 1] + "…").replace("$", r"\$")
 
 
 def _finish(axes: Any) -> None:

@@ -228,7 +228,7 @@ def scores_in(table: Any) -> dict[str, Any]:
         columns = table["columns"]
         digest, score = columns.index("digest"), columns.index("score")
         return {str(row[digest]): None if row[score] is None else float(row[score]) for row in table["data"]}
-    except (TypeError, KeyError, ValueError, IndexError):
+    except (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError):
         raise ArtifactError(f"{TABLE} is not a table of AgentCore's") from None
 
 
@@ -246,7 +246,7 @@ def _used(sets: Sequence[EvaluationMetrics]) -> InputsLogged:
 
 def _table(metrics: EvaluationMetrics) -> dict[str, Any]:
     """The rows, as MLflow's evaluation view shows them."""
-    rows = metrics.rows[:_TABLE_ROWS]
+    rows = [row.shown for row in metrics.rows[:_TABLE_ROWS]]
     fields = list(dict.fromkeys(name for row in rows for name in row.inputs))
     own = ("expected", "answer", "score", "latency_ms", "tokens", "cost_usd", "error", "digest")
     columns = [*(f"{name} (input)" if name in own else name for name in fields), *own]

@@ -51,7 +51,7 @@ def markdown(metrics: EvaluationMetrics) -> str:
             *(
                 f"| {cell(row.expected)} | {cell(row.error if row.answer is None else row.answer)} | "
                 f"{cell(', '.join(f'{name}={value}' for name, value in row.inputs.items()))} |"
-                for row in wrong[:_WRONG]
+                for row in (item.shown for item in wrong[:_WRONG])
             ),
         ]
     return "\n".join(lines) + "\n"
@@ -62,7 +62,7 @@ def drift_markdown(report: "DriftReport") -> str:
     lines = [
         f"# {report.current.agent}: {report.baseline.dataset} → {report.current.dataset}",
         "",
-        report.headline(),
+        cell(report.headline(), 10_000),
         "",
         "| figure | baseline | current | degradation | 95% interval | p | |",
         "|---|---:|---:|---:|---|---:|---|",
@@ -82,14 +82,14 @@ def drift_markdown(report: "DriftReport") -> str:
             f"{'**drift**' if field.drifted else ''} |"
         )
     if report.canary is not None:
-        lines += ["", str(report.canary)]
+        lines += ["", cell(report.canary, 10_000)]
     return "\n".join(lines) + "\n"
 
 
-def cell(value: Any) -> str:
-    """A value within a Markdown table: one line, without markup."""
+def cell(value: Any, limit: int = _CELL) -> str:
+    """A value within a Markdown table: one line, without markup, of at most `limit` characters."""
     text = " ".join(str(value).split())
-    text = text if len(text) <= _CELL else text[: _CELL - 1] + "…"
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
     for mark in "\\|`<>[]*_":
         text = text.replace(mark, f"\\{mark}")
     return text

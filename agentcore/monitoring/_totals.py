@@ -115,44 +115,61 @@ class Distribution:
 _LOG_GAMMA = math.log(_GAMMA)
 
 
+class Names:
+    """The names seen so far of each kind; beyond `MAX_NAMES` of a kind they become `other`. Shared by the
+    windows of a collector, so that their number is bounded over all of them."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, set[str]] = {}
+
+    def of(self, kind: str, name: str) -> str:
+        """The name under which to count."""
+        known = self._known.setdefault(kind, set())
+        if name in known or len(known) < MAX_NAMES:
+            known.add(name)
+            return name
+        return OTHER
+
+
 @dataclass
 class Totals:
-    """What was recorded. Tokens are by model, each as (input, output, not told which)."""
+    """What was recorded. Tokens are by model, each as (input, output, not told which, calls)."""
 
+    names: Names = field(default_factory=Names, repr=False, compare=False)
     requests: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    tokens: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    tokens: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
     durations: Distribution = field(default_factory=Distribution)
     scores: dict[str, Distribution] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.requests or self.errors or self.tokens or self.durations.count or self.scores)
 
-    def add_counts(self, into: Counter[str], names: Iterable[str]) -> None:
-        """Count names."""
-        for name, count in Counter(names).items():
-            into[_bounded(into, name)] += count
+    def add_counts(self, kind: str, into: Counter[str], counts: Mapping[str, int]) -> None:
+        """Add counts by name."""
+        for name, count in counts.items():
+            into[self.names.of(kind, name)] += count
 
-    def add_tokens(self, model: str, read: int, written: int, untold: int) -> None:
+    def add_tokens(self, model: str, amounts: tuple[int, int, int, int]) -> None:
         """Add the tokens of calls of one model."""
-        model = _bounded(self.tokens, model)
-        known = self.tokens.get(model, (0, 0, 0))
-        self.tokens[model] = (known[0] + read, known[1] + written, known[2] + untold)
+        model = self.names.of("tokens", model)
+        known = self.tokens.get(model, (0, 0, 0, 0))
+        read, written, untold, calls = (old + new for old, new in zip(known, amounts, strict=True))
+        self.tokens[model] = (read, written, untold, calls)
 
     def add_scores(self, name: str, values: "np.ndarray") -> None:
         """Add values of one score."""
-        self.scores.setdefault(_bounded(self.scores, name), Distribution()).add(values)
+        self.scores.setdefault(self.names.of("scores", name), Distribution()).add(values)
 
     def merge(self, other: "Totals") -> None:
         """Add everything of another."""
-        for into, counts in ((self.requests, other.requests), (self.errors, other.errors)):
-            for name, count in counts.items():
-                into[_bounded(into, name)] += count
+        self.add_counts("requests", self.requests, other.requests)
+        self.add_counts("errors", self.errors, other.errors)
         for model, amounts in other.tokens.items():
-            self.add_tokens(model, *amounts)
+            self.add_tokens(model, amounts)
         self.durations.merge(other.durations)
         for name, found in other.scores.items():
-            self.scores.setdefault(_bounded(self.scores, name), Distribution()).merge(found)
+            self.scores.setdefault(self.names.of("scores", name), Distribution()).merge(found)
 
     def summary(self) -> dict[str, Any]:
         """Everything as plain numbers."""
@@ -163,10 +180,10 @@ class Totals:
             "total_errors": errors,
             "errors_by_type": dict(self.errors),
             "error_rate": errors / requests if requests else None,
-            "total_tokens": sum(map(sum, self.tokens.values())),
+            "total_tokens": sum(sum(item[:3]) for item in self.tokens.values()),
             "input_tokens": sum(item[0] for item in self.tokens.values()),
             "output_tokens": sum(item[1] for item in self.tokens.values()),
-            "tokens_by_model": {name: sum(item) for name, item in self.tokens.items()},
+            "tokens_by_model": {name: sum(item[:3]) for name, item in self.tokens.items()},
             "scores": {name: item.summary() for name, item in self.scores.items()},
         }
         duration = self.durations.summary() if self.durations.count else {}
@@ -189,13 +206,13 @@ class Totals:
     def of(cls, state: Mapping[str, Any]) -> "Totals":
         """From `state()`."""
         return cls(
+            Names(),
             Counter(state["requests"]),
             Counter(state["errors"]),
-            {name: (int(item[0]), int(item[1]), int(item[2])) for name, item in state["tokens"].items()},
+            {
+                name: (int(item[0]), int(item[1]), int(item[2]), int(item[3]))
+                for name, item in state["tokens"].items()
+            },
             Distribution.of(state["durations"]),
             {name: Distribution.of(item) for name, item in state["scores"].items()},
         )
-
-
-def _bounded(known: Mapping[str, Any], name: str) -> str:
-    return name if name in known or len(known) < MAX_NAMES else OTHER

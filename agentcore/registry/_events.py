@@ -171,3 +171,5 @@ class AliasAdopted(Event):
     version: str | None
     expected: str | None
     by: str
+    reason: str | None = None
+    """Why AgentCore itself moved it without the gate; None if it was moved by hand."""

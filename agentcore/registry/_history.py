@@ -122,6 +122,8 @@ def _entry(event: Any, state: RegistryState) -> HistoryEntry | None:
         text = (
             f"{event.alias} at {_shown(event.version)} was accepted (AgentCore had {_shown(event.expected)})"
         )
+        if event.reason is not None:
+            text = f"{event.alias} moved to {_shown(event.version)} {event.reason}"
         return HistoryEntry(at, "adopted", event.by, text, event.alias, event.version)
     return None
 

@@ -195,14 +195,28 @@ class Registry:
                 "nothing to examine: optimize it first (agentcore optimize … --agent "
                 f"{self.agent}), or give a reason to go without (force=)"
             )
-        alias, reason = alias_of(to), force.strip()
+        alias = alias_of(to)
+        told = AliasAdopted(
+            alias=alias,
+            version=version,
+            expected=None,
+            by=user_name(),
+            reason=f"without the gate: {force.strip()}",
+        )
 
         def move(client: Any) -> None:
-            client.set_model_version_tag(self.agent, version, "agentcore.forced", f"{user_name()}: {reason}")
+            client.set_model_version_tag(self.agent, version, "agentcore.forced", f"{told.by}: {told.reason}")
             client.set_registered_model_alias(self.agent, alias, version)
 
-        await self.gateway.call(move)
-        return await self.adopt(alias)
+        async with self._store.alone(self.wait) as held:
+            await self._finish(held)
+            found_aliases = await self.gateway.call(lambda client: aliases(client, self.agent))
+            if held.state.alias(alias) == version == found_aliases.get(alias):
+                return entries_of(held.state, found_aliases)[-1]
+            told = told.model_copy(update={"expected": found_aliases.get(alias)})
+            await held.write(told)
+            await self.gateway.call(move)
+            return entries_of(held.state, {**found_aliases, alias: version})[-1]
 
     async def rollback(
         self, to: str | int | None = None, *, alias: str = CHAMPION, accept_changes: bool = False

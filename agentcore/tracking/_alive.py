@@ -1,5 +1,6 @@
 """Whether a tracking server answers at once."""
 
+import asyncio
 from urllib.parse import urlsplit
 
 from agentcore._threads import run_in_thread
@@ -14,7 +15,11 @@ async def is_alive(config: MLflowConfig, seconds: float = ALIVE_SECONDS) -> bool
     uri = config.tracking_uri
     if not uri.startswith("http"):
         return not uri.startswith("databricks")
-    return await run_in_thread(lambda: _answers(uri, seconds))
+    try:
+        # Looking up a host's name takes as long as it takes.
+        return await asyncio.wait_for(run_in_thread(lambda: _answers(uri, seconds)), 2 * seconds)
+    except TimeoutError:
+        return False
 
 
 def _answers(uri: str, seconds: float) -> bool:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agentcore._naming import short_id
+from agentcore._redaction import first_line
 from agentcore.errors import LeaseLostError, PayloadGoneError
 from agentcore.journal import Entry, Journal, Lease, Stream
 from agentcore.tracking._connection import Connection, Held, Rejected
@@ -168,7 +169,10 @@ class Sender:
             self._upload(run_id, file, folder)
             self._record(run_id, event)
         elif isinstance(event, FilesRendered):
-            event.render(directory)
+            try:
+                event.render(directory)
+            except Exception as error:  # noqa: BLE001 - whatever a drawing library makes of a user's text
+                raise Rejected(f"{type(event).__name__} can't be drawn: {first_line(error)}") from None
             for file in sorted(directory.iterdir()):
                 self._upload(run_id, file, event.folder)
         elif isinstance(event, ModelLogged):

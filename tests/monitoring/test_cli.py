@@ -78,15 +78,13 @@ def test_drift_and_canary(sets, command):
 
 def test_alerts_need_a_receiver(sets, command):
     pytest.importorskip("apprise")
-    from tests.monitoring.loans import decide
-
-    assert decide
     code, told = command(
         *("drift", "--agent", "loan_approval", "--baseline", "baseline", "--dataset", "baseline"),
         *(*FUNC, "--alert"),
     )
-    assert code == 0  # nothing to send
-    assert "alert" not in told.err
+    assert code == 2  # before anything is paid for
+    assert "AGENTCORE_ALERT_URLS" in told.err
+    assert told.out == ""
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
