@@ -3,9 +3,9 @@
 import atexit
 import logging
 import os
-import sys
 import threading
 import time
+from multiprocessing.util import Finalize, register_after_fork
 from typing import Protocol
 
 from agentcore._redaction import first_line
@@ -58,6 +58,11 @@ class _Flusher:
         with self._wake:
             self._due.clear()
 
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to flush."""
+        return bool(self._due)
+
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="agentcore-windows", daemon=True)
@@ -98,8 +103,6 @@ class _Flusher:
             item.forget()
         for item in items:
             self.add(item)
-        if items and "multiprocessing.util" in sys.modules:  # its children skip the handlers of atexit
-            sys.modules["multiprocessing.util"].Finalize(None, at_exit, exitpriority=10)
 
 
 flusher = _Flusher()
@@ -111,5 +114,12 @@ def at_exit() -> None:
     finish_deliveries()
 
 
+def _in_worker(of: _Flusher) -> None:
+    """In a child of multiprocessing, which skips the handlers of atexit."""
+    if of.busy:
+        Finalize(None, at_exit, exitpriority=10)
+
+
 atexit.register(at_exit)
 os.register_at_fork(after_in_child=flusher.after_fork)
+register_after_fork(flusher, _in_worker)
