@@ -112,6 +112,15 @@ def test_any_agent(tmp_path, config, kind):
     assert found.failures == 0
 
 
+async def test_the_runs_follow_the_layout(tmp_path, config):
+    own = evaluator(tmp_path, config, test_set=applications(40)).aio
+    await own.experiments.create()
+    await own.evaluate_dataset("test_set", TARGET)
+    await own.detect_drift("test_set", "test_set")
+    await own.flush(60)
+    assert await own.experiments.check() == []
+
+
 async def test_in_a_running_loop_and_awaited(tmp_path, config):
     own = evaluator(tmp_path, config, test_set=applications(30))
     blocking = own.evaluate_dataset("test_set", TARGET, log_to_mlflow=False)
