@@ -34,6 +34,8 @@ def compare(
     """Compare runs side by side, and the latest with the one before."""
     if format_ not in _FORMATS:
         raise ConfigurationError(f"--format {format_!r}: use {', '.join(_FORMATS)}")
+    if output is not None and format_ == "table":
+        format_ = {".html": "html", ".json": "json"}.get(output.suffix.lower(), "md")
     if experiment and agent:
         raise ConfigurationError("pass --experiment or --agent, not both")
     from agentcore.dspy_optimization import MLflowTracker

@@ -2,11 +2,13 @@
 
 import json
 import math
-from typing import TYPE_CHECKING, Annotated, Any
+import time
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from agentcore.cli._console import counted, import_from_here, note, out, run
+from agentcore.cli._console import counted, err, import_from_here, note, out, run
 from agentcore.cli._data import Base, manager_of
 from agentcore.cli._options import LM, Agent, AsJson, Concurrency, LMArguments, LMBaseURL, model_of
 from agentcore.cli._tracking import tracking_config
@@ -14,6 +16,11 @@ from agentcore.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from agentcore.monitoring import AsyncModelEvaluator, DriftReport, EvaluationMetrics
+
+T = TypeVar("T")
+
+_SILENCE = 2.0
+"""Seconds between lines of progress."""
 
 Function = Annotated[
     str | None,
@@ -35,6 +42,7 @@ Repeats = Annotated[int, typer.Option(min=1, help="How often to run each row.")]
 Alert = Annotated[
     bool, typer.Option("--alert", help="Send an alert to AGENTCORE_ALERT_URLS, and a note when it is over.")
 ]
+_SHARES = ("accuracy", "precision", "recall", "f1_score")
 NoTracking = Annotated[bool, typer.Option("--no-tracking", help="Log no run.")]
 
 
@@ -92,22 +100,18 @@ def evaluate(
             await _alerts(agent).on_regression(compared, found.dataset)
         return compared
 
-    found = run(work())
-    failed = [
-        f"{metric} is {_value(found, metric):.4g}, {'below' if side == '--min' else 'above'} {bound:g}"
-        for metric, bound, side in bounds
-        if (_value(found, metric) < bound if side == "--min" else _value(found, metric) > bound)
-    ]
+    found = _run(work(), evaluator)
+    failed = _out_of_bounds(found, bounds)
     if not as_json:  # first: what was paid for must not get lost if MLflow is away
-        _print(found)
-        for line in failed:
-            out.print(f"[bold red]failed:[/] {line}", soft_wrap=True)
+        _print(found, failed)
     compared = run(compare(found)) if regression or alert else None
     if as_json:
         told = None if compared is None else {**vars(compared), "regressed": compared.regressed}
         typer.echo(json.dumps({**found.as_dict(), "failed": failed, "regression": told}, indent=2))
     elif compared is not None:
         out.print(str(compared), markup=False, soft_wrap=True)
+    elif regression:
+        note("there is no earlier run on these rows and this target to compare with")
     if failed or (regression and compared is not None and compared.regressed):
         raise typer.Exit(1)
 
@@ -145,7 +149,7 @@ def drift(
             await evaluator.flush_or_say()
         return found
 
-    found = run(work())
+    found = _run(work(), evaluator)
     if as_json:
         typer.echo(json.dumps(found.as_dict(), indent=2))
     else:
@@ -179,7 +183,7 @@ def canary(
             name, wanted, rows, version=version or None, prediction_field=prediction
         )
 
-    saved = run(work())
+    saved = _run(work(), evaluator)
     out.print(f"{saved.full_name}: the answers to {counted(saved.rows, 'row')} are recorded", soft_wrap=True)
 
 
@@ -196,7 +200,32 @@ def _evaluator(
         datasets=manager_of(base),
         config=tracking_config(),
         max_concurrency=max_concurrency,
+        on_progress=_Progress(),
     )
+
+
+class _Progress:
+    """Tells on stderr how far an evaluation is, and where it was stopped."""
+
+    def __init__(self) -> None:
+        self.done, self.total = 0, 0
+        self._next = time.monotonic() + _SILENCE
+
+    def __call__(self, done: int, total: int) -> None:
+        self.done, self.total = done, total
+        if done < total and time.monotonic() >= self._next:
+            self._next = time.monotonic() + _SILENCE
+            err.print(f"  {done:,} of {total:,} rows …")
+
+
+def _run(work: Coroutine[Any, Any, T], evaluator: "AsyncModelEvaluator") -> T:
+    try:
+        return run(work)
+    except typer.Exit:
+        progress = evaluator.on_progress
+        if isinstance(progress, _Progress) and progress.done < progress.total:
+            note(f"stopped after {progress.done:,} of {progress.total:,} rows: nothing was logged")
+        raise
 
 
 def _alerts(agent: str) -> Any:
@@ -222,7 +251,17 @@ def _bounds(given: list[str] | None, option: str) -> list[tuple[str, float, str]
         if name.strip() not in FIGURES:
             known = ", ".join(FIGURES)
             raise ConfigurationError(f"{option}: there is no metric {name.strip()!r}: use {known}")
+        if name.strip() in _SHARES and not 0 <= found[-1][1] <= 1:
+            raise ConfigurationError(f"{option} {text!r}: {name.strip()} is a share from 0 to 1")
     return found
+
+
+def _out_of_bounds(found: "EvaluationMetrics", bounds: list[tuple[str, float, str]]) -> list[str]:
+    return [
+        f"{metric} is {_value(found, metric):.4g}, {'below' if side == '--min' else 'above'} {bound:g}"
+        for metric, bound, side in bounds
+        if (_value(found, metric) < bound if side == "--min" else _value(found, metric) > bound)
+    ]
 
 
 def _value(found: "EvaluationMetrics", metric: str) -> float:
@@ -234,7 +273,7 @@ def _value(found: "EvaluationMetrics", metric: str) -> float:
     return figures[metric]
 
 
-def _print(found: "EvaluationMetrics") -> None:
+def _print(found: "EvaluationMetrics", failed: list[str]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -254,8 +293,17 @@ def _print(found: "EvaluationMetrics") -> None:
         told = "" if bounds is None else f"{shown(name, bounds.low)} – {shown(name, bounds.high)}"
         table.add_row(name, shown(name, value), told)
     out.print(table)
+    for line in found.first_errors:
+        out.print(f"[red]error:[/] {escape(line)}", soft_wrap=True)
+    for line in found.notes:
+        note(line)
     if found.run_id is not None:
-        out.print(f"run {found.run_id} in the agent's evaluation experiment", soft_wrap=True)
+        out.print(
+            f"run {found.run_id}; next: [bold]agentcore compare --agent {escape(found.agent)}[/]",
+            soft_wrap=True,
+        )
+    for line in failed:
+        out.print(f"[bold red]failed:[/] {line}", soft_wrap=True)
 
 
 def _print_drift(found: "DriftReport") -> None:
@@ -304,4 +352,4 @@ def _print_drift(found: "DriftReport") -> None:
     else:
         out.print(str(found.canary), markup=False, soft_wrap=True)
     if found.run_id is not None:
-        out.print(f"run {found.run_id} in the agent's evaluation experiment", soft_wrap=True)
+        out.print(f"run {found.run_id} in the experiment of the agent's evaluations", soft_wrap=True)

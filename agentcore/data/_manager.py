@@ -176,6 +176,9 @@ class DatasetManager:
         _check_name(dataset_name, "data set")
         if version is not None:
             _check_name(version, "version")
+        if tags is not None and not isinstance(tags, Mapping):
+            raise DataError(f"tags are a dict of names and values, not {type(tags).__name__}")
+        personal = [personal] if isinstance(personal, str) else list(personal)
         where = {"source": str(dataset)} if isinstance(dataset, (str, Path)) else {}
         with tempfile.TemporaryDirectory(prefix="agentcore-data-") as folder:
             file = Path(folder, "rows.jsonl")
@@ -565,5 +568,5 @@ def _marked(schema: dict[str, Any], personal: Iterable[str], name: str) -> dict[
 def _check_name(name: str, what: str) -> None:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DataError(
-            f"{what} {name!r}: use letters, digits, '_', '-' and '.', starting with a letter or a digit"
+            f"{what} {name!r}: use letters, digits, '_', '-' and '.', in a text with a letter or digit first"
         )

@@ -63,9 +63,13 @@ class Directory:
 
     def add(self, name: str, version: str, rows: Path, record: dict[str, Any]) -> bool:
         folder = self.base / name
-        folder.mkdir(parents=True, exist_ok=True)
         draft = folder / f".new-{uuid.uuid4().hex[:12]}"
-        draft.mkdir()
+        try:
+            draft.mkdir(parents=True)
+        except OSError as error:
+            raise StorageError(
+                f"{folder} can't be written: {error}. Choose another base_path (--base)"
+            ) from None
         try:
             shutil.copyfile(rows, draft / ROWS)
             (draft / RECORD).write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -179,6 +183,8 @@ def _told(where: str) -> Iterator[None]:
 
 
 def _folders(base: Path) -> list[Path]:
+    if base.exists() and not base.is_dir():
+        raise StorageError(f"{base} is no directory: choose another base_path (--base)")
     return [path for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")] if (
         base.is_dir()
     ) else []  # fmt: skip

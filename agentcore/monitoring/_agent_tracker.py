@@ -143,7 +143,9 @@ class AsyncAgentTracker:
             return
         # Large requests take milliseconds: not in the event loop.
         record = await run_in_thread(
-            lambda: self._record(request_id, request_data, decision_data, duration_ms, error, tags or {})
+            lambda: self._record(
+                request_id, request_data or {}, decision_data or {}, duration_ms, error, tags or {}
+            )
         )
         if len(self._waiting) == _MOST and not self._dropping:
             self._dropping = True
@@ -321,6 +323,10 @@ class AsyncAgentTracker:
                 self._waiting.extend(rest)  # of too many, the oldest are dropped
                 flusher.add(self)
                 raise
+
+    def finish(self) -> None:
+        """Write the traces that wait."""
+        self.flush_window()
 
     def forget(self) -> None:
         """Drop what the parent process gathered."""

@@ -113,7 +113,7 @@ class Agent:
 
     async def _resolved(self, given: Any) -> Any:
         if isinstance(given, str):
-            given = import_object(given, "agent") if ":" in given else await load(given, config=self._config)
+            given = import_object(given, "agent") if ":" in given else await self._loaded(given)
         if isinstance(given, type) and issubclass(given, dspy.Module):
             given = given()
         if isinstance(given, dspy.Module):
@@ -123,6 +123,15 @@ class Agent:
         call = getattr(given, "__call__", None)  # noqa: B004 - a callable object with an async __call__
         is_async = inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(call)
         return (_AsyncFunction if is_async else _Function)(given)
+
+    async def _loaded(self, name: str) -> Any:
+        try:
+            return await load(name, config=self._config)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"{error}. Pass the agent as agent_func (--func package.module:object), or promote a version "
+                "of it (agentcore promote)"
+            ) from None
 
     async def lm(self) -> Any:
         """The language model."""

@@ -55,6 +55,7 @@ class MetricsCollector:
         self.run_id = run_id
         self.window = Settings().metrics_window
         self._owned = run_id is None
+        self._ended = False
         self._tracker = RunTracker(agent_config(agent, config))
         self._process = uuid.uuid4().hex
         self._exporter = exporter_of(agent)
@@ -164,14 +165,19 @@ class MetricsCollector:
 
     def close(self) -> None:
         """Write the last window, and end the run if it is the collector's own."""
-        self.flush_window()
+        self.finish()
         flusher.drop(self)
         for key, known in list(_collectors.items()):
             if known is self:
                 del _collectors[key]
-        if self._owned and self.run_id is not None:
+
+    def finish(self) -> None:
+        """Write the last window, and end the run if it is the collector's own."""
+        self.flush_window()
+        if self._owned and self.run_id is not None and not self._ended:
             run_id = self.run_id
             run_blocking(self._tracker.log([RunEnded(status="FINISHED")], run_id=run_id))
+            self._ended = True
 
     # How
 

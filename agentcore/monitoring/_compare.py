@@ -23,6 +23,7 @@ _MODE_TAGS = ("mode", "evaluation_type", "target_type", "run_type")
 _ORDER = ("percent", "number", "usd", "ms", "seconds", "count")
 _HIDDEN = ("agentcore.", "mlflow.")
 _TEXT = 4000
+_QUESTION = ("target_field", "dataset_digest", "task")
 _NONE = (None, "")
 
 
@@ -85,6 +86,8 @@ class RunComparison:
     """The position of the best run, by metric."""
     changes: tuple[Change, ...]
     paired: Paired | None = None
+    comparable: bool = True
+    """Whether the latest run and the one before are of the same data and target."""
     params: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
     """Parameters and data sets that differ, by run."""
     prompts: str = ""
@@ -146,6 +149,11 @@ async def find_runs(
         if "'" in mode:
             raise ConfigurationError(f"mode {mode!r} contains a quote")
         clauses.append(f"tags.mode = '{mode}'")
+    name = tracker.config.experiment_name
+    if await tracker.gateway.call(lambda client: client.get_experiment_by_name(name)) is None:
+        raise ConfigurationError(
+            f"there is no experiment {name!r}. Name another with --experiment or --agent"
+        )
     runs = await tracker.search_runs(" and ".join(clauses), last)
     if not runs:
         of_mode = f" with mode {mode!r}" if mode else ""
@@ -166,6 +174,8 @@ async def compare_runs(
         all_metrics: also the bounds of intervals.
     """
     columns = [_column(run, group_by) for run in runs]
+    if group_by is not None and not any(column.group for column in columns):
+        raise ConfigurationError(f"no run has a tag or parameter {group_by!r} to group by")
     order = list(range(len(columns)))
     if group_by:
         order.sort(key=lambda number: columns[number].group or "")
@@ -174,15 +184,28 @@ async def compare_runs(
     names = _metric_names(columns, all_metrics=all_metrics)
     newest = sorted(ordered, key=lambda run: run.info.start_time or 0, reverse=True)[:2]
     changes: tuple[Change, ...] = ()
-    paired, prompts = None, ""
+    paired, prompts, same = None, "", True
     if len(newest) == 2:
         latest, previous = newest
-        changes = tuple(_changes(names, latest.data.metrics, previous.data.metrics))
+        same = _same_question(latest, previous)
+        changes = tuple(_changes(names, latest.data.metrics, previous.data.metrics, judge=same))
         paired = await _paired(tracker, latest, previous)
         prompts = await _prompt_diff(tracker, latest, previous)
     return RunComparison(
-        tuple(columns), tuple(names), _best(columns, names), changes, paired, _differences(columns), prompts
+        tuple(columns),
+        tuple(names),
+        _best(columns, names),
+        changes,
+        paired,
+        same,
+        _differences(columns),
+        prompts,
     )
+
+
+def _same_question(latest: "Run", previous: "Run") -> bool:
+    """Whether two runs answer the same question, so that one can be better than the other."""
+    return all(latest.data.params.get(name) == previous.data.params.get(name) for name in _QUESTION)
 
 
 def _column(run: "Run", group_by: str | None) -> Column:
@@ -229,14 +252,14 @@ def _best(columns: Sequence[Column], names: Sequence[str]) -> dict[str, int]:
 
 
 def _changes(
-    names: Sequence[str], latest: Mapping[str, float], previous: Mapping[str, float]
+    names: Sequence[str], latest: Mapping[str, float], previous: Mapping[str, float], *, judge: bool
 ) -> "list[Change]":
     found = []
     for name in names:
         if name not in latest or name not in previous:
             continue
         absolute = latest[name] - previous[name]
-        direction = better(name)
+        direction = better(name) if judge else None
         improved = None if direction is None or absolute == 0 else (absolute > 0) == (direction == "higher")
         relative = absolute / abs(previous[name]) if previous[name] else None
         found.append(Change(name, latest[name], previous[name], absolute, relative, improved))
@@ -297,7 +320,11 @@ def _scores(source: str, content: Any) -> dict[str, tuple[float | None, str]]:
         return {
             str(row[digest]): (
                 scores.get(str(row[digest])),
-                ", ".join(f"{columns[number]}={row[number]}" for number in shown if row[number] is not None),
+                " ".join(
+                    ", ".join(
+                        f"{columns[number]}={row[number]}" for number in shown if row[number] is not None
+                    ).split()
+                ),
             )
             for row in content["data"]
         }

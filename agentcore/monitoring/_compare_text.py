@@ -63,7 +63,7 @@ def comparison_tables(found: RunComparison) -> list[Table]:
     titles = [run.name if len(found.runs) == 1 else _head(run.name, run.id) for run in found.runs]
     result: list[Table] = [
         ("MLflow Evaluation Run Comparison", header, runs),
-        ("Metrics Comparison", ["Metric", *titles, *(["Trend"] if several else [])], metrics),
+        ("Metrics Comparison", ["Metric", *titles, *(["Old → new"] if several else [])], metrics),
     ]
     if found.changes:
         rows = [
@@ -116,6 +116,10 @@ def comparison_notes(found: RunComparison) -> list[str]:
             lines += [f"  {word}: {_cut(text)}" for text in texts[:_FLIPS]]
             if len(texts) > _FLIPS:
                 lines.append(f"  … and {len(texts) - _FLIPS} more {word}")
+    elif not found.comparable:
+        lines.append(
+            "The latest run and the one before are of different data or targets: neither is better or worse."
+        )
     elif len(found.runs) > 1:
         lines.append(
             "Without scores of the same examples in both runs, no difference between them is proven."

@@ -15,7 +15,7 @@ from agentcore.lm import described
 from agentcore.monitoring._agents import Agent, AgentFunction
 from agentcore.monitoring._canary import Canary, canary_name, freeze, frozen
 from agentcore.monitoring._drift import DriftReport, drift_between
-from agentcore.monitoring._measure import Data, Question, measure_agent
+from agentcore.monitoring._measure import Data, Progress, Question, measure_agent
 from agentcore.monitoring._models import EvaluationMetrics
 from agentcore.monitoring._personal import personal_fields
 from agentcore.monitoring._quality import Task
@@ -37,6 +37,7 @@ class AsyncModelEvaluator:
         datasets: where data sets are; default: `AGENTCORE_DATA`.
         config: the MLflow server; default: from the environment.
         max_concurrency: rows in flight at once.
+        on_progress: called in the event loop with the number of rows done and their total.
         tags: of its runs.
     """
 
@@ -49,6 +50,7 @@ class AsyncModelEvaluator:
         datasets: DatasetManager | None = None,
         config: MLflowConfig | None = None,
         max_concurrency: int = 8,
+        on_progress: Progress | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
         if max_concurrency < 1:
@@ -58,6 +60,7 @@ class AsyncModelEvaluator:
         self.agent = Agent(f"{agent_name}@champion" if agent_func is None else agent_func, lm, config)
         self.datasets = datasets or DatasetManager(Settings().data)
         self.max_concurrency = max_concurrency
+        self.on_progress = on_progress
         self.runs = EvaluationRuns(self.experiments, dict(tags or {}))
 
     async def evaluate_dataset(
@@ -82,15 +85,13 @@ class AsyncModelEvaluator:
             task: classes, numbers or text; default: from the targets.
 
         Raises:
-            DataError: there is no such data set, or a row without a target.
-            EvaluationError: the agent failed on every row, or no answer has the field.
+            DataError: there is no such data set, a row without a target, or no answer with the field.
+            EvaluationError: the agent failed on every row.
             LMUnavailableError: the language model failed on more than half of the rows.
         """
         data = await self._data(dataset_name, version)
         question = _question(target_field, prediction_field, task, repeats)
-        (found,) = await measure_agent(
-            self.agent, self.agent_name, [data], question, max_concurrency=self.max_concurrency
-        )
+        (found,) = await self._measure([data], question)
         if not log_to_mlflow:
             return found
         return replace(found, run_id=await self.runs.log(found, await self._model()))
@@ -116,15 +117,15 @@ class AsyncModelEvaluator:
                 `expected_outcome`.
             canary: the name of a data set that `freeze_canary` made; default: the agent's, if it has one.
         """
+        if not 0 <= threshold < 1:
+            raise ConfigurationError(f"threshold is a loss from 0 to below 1, not {threshold!r}")
         sets = [await self._named(name) for name in (baseline_dataset, current_dataset)]
         target = target_field or _target(sets)
         question = _question(target, prediction_field, None, repeats)
         before, after = [await _read(item) for item in sets]
         frozen_canary = await self._canary(canary, target)
         parts = [before, after, *([frozen_canary.data] if frozen_canary else [])]
-        measured = await measure_agent(
-            self.agent, self.agent_name, parts, question, max_concurrency=self.max_concurrency
-        )
+        measured = await self._measure(parts, question)
         report = await run_in_thread(
             lambda: drift_between(
                 measured[0],
@@ -157,14 +158,7 @@ class AsyncModelEvaluator:
         data = await self._data(dataset_name, version)
         chosen = replace(data, rows=list(data.rows[:rows]))
         question = _question(target_field, prediction_field, None, 1)
-        first, second = [
-            (
-                await measure_agent(
-                    self.agent, self.agent_name, [chosen], question, max_concurrency=self.max_concurrency
-                )
-            )[0]
-            for _ in range(2)
-        ]
+        first, second = [(await self._measure([chosen], question))[0] for _ in range(2)]
         content, lineage = freeze(first, second, data, target_field)
         name = canary_name(self.agent_name)
         return await run_in_thread(
@@ -211,6 +205,16 @@ class AsyncModelEvaluator:
 
     # How
 
+    async def _measure(self, parts: Sequence[Data], question: Question) -> list[EvaluationMetrics]:
+        return await measure_agent(
+            self.agent,
+            self.agent_name,
+            parts,
+            question,
+            max_concurrency=self.max_concurrency,
+            on_progress=self.on_progress,
+        )
+
     async def _data(self, name: str, version: str | None) -> Data:
         found = await run_in_thread(lambda: self.datasets.load_dataset(name, version))
         return await _read(found)
@@ -250,9 +254,10 @@ def _target(sets: Sequence[StoredDataset]) -> str:
         found = [name for name in both if name.startswith(mark)]
         if len(found) == 1:
             return found[0]
+    told = "; ".join(f"{item.full_name} has {', '.join(item.fields)}" for item in sets)
     raise DataError(
-        f"which field of {sets[0].full_name} is the expected answer? Say it with target_field (--target): "
-        f"{', '.join(both) or 'the data sets have no field in common'}"
+        f"which field is the expected answer? Name it with target_field (--target), one that "
+        f"{'both data sets have' if len(sets) > 1 else 'every row has'}. {told}"
     )
 
 

@@ -23,6 +23,9 @@ class Gatherer(Protocol):
     def flush_window(self) -> None:
         """Write what was gathered; raises if it can't, and keeps it."""
 
+    def finish(self) -> None:
+        """Flush for the last time."""
+
     def forget(self) -> None:
         """Drop what was gathered: it is the parent process's."""
 
@@ -81,19 +84,19 @@ class _Flusher:
                 self.flush(item)
             del items
 
-    def flush(self, item: Gatherer) -> None:
+    def flush(self, item: Gatherer, *, last: bool = False) -> None:
         """Flush one object; a failure is logged once, and what was gathered waits for the next window."""
         try:
-            item.flush_window()
+            (item.finish if last else item.flush_window)()
         except Exception as error:  # noqa: BLE001 - one object's failure must not stop the others' windows
             if str(error) not in self._told:
                 self._told.add(str(error))
                 _logger.warning("metrics wait in memory: %s", first_line(error))
 
     def flush_all(self) -> None:
-        """Flush everything."""
+        """Flush everything, for the last time."""
         for item in list(self._due):
-            self.flush(item)
+            self.flush(item, last=True)
 
     def after_fork(self) -> None:
         """In a child process: start again with nothing gathered."""

@@ -1,17 +1,18 @@
 """Runs an agent over rows, and computes the figures of what it answered."""
 
 import asyncio
+import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from agentcore._json import jsonable
+from agentcore._json import json_text, jsonable
 from agentcore._threads import run_in_thread
 from agentcore.data import Example
-from agentcore.errors import EvaluationError
+from agentcore.errors import DataError, EvaluationError
 from agentcore.evaluation import (
     EvaluationLimits,
     EvaluationReport,
@@ -24,7 +25,10 @@ from agentcore.evaluation import (
 from agentcore.monitoring._agents import Agent, answer_fields, answer_in
 from agentcore.monitoring._models import EvaluationMetrics, Row
 from agentcore.monitoring._personal import REDACTED, scrubbed, texts_in
-from agentcore.monitoring._quality import Labelled, Task, measure
+from agentcore.monitoring._quality import Labelled, Task, measure, number_in
+
+Progress = Callable[[int, int], None]
+"""Called with the number of rows done and their total."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,18 @@ class _Judge:
         self.seen.update(values)
         found, answer = answer_in(values, self.fields, only=self.only)
         self.found += found
+        if not _has_json(answer):
+            answer = None  # nothing that a data set could expect
         self.answers.setdefault(self._number[id(example)], []).append(answer)
         return float(found and answer is not None and equal(example[self.target], answer))
+
+
+def _has_json(value: Any) -> bool:
+    try:
+        json_text(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 async def measure_agent(
@@ -80,13 +94,15 @@ async def measure_agent(
     question: Question,
     *,
     max_concurrency: int,
+    on_progress: Progress | None = None,
 ) -> list[EvaluationMetrics]:
     """Evaluate an agent on several data sets at once: their calls are interleaved, so that their latencies
     can be compared.
 
     Raises:
-        DataError: a row without a target, or without an input that the program needs.
-        EvaluationError: the agent failed on every row, or no answer has the field to compare.
+        DataError: a row without a target, or without an input that the program needs; or no answer has the
+            field to compare.
+        EvaluationError: the agent failed on every row.
         LMUnavailableError: the language model failed on more than half of the rows.
     """
     program, lm = await agent.program(), await agent.lm()
@@ -94,6 +110,13 @@ async def measure_agent(
     judges = [_Judge(question) for _ in parts]
     gate = asyncio.Semaphore(max_concurrency)
     limits = EvaluationLimits(max_concurrency, max_error_rate=1.0, gate=gate)
+    total = sum(map(len, examples))
+    done = itertools.count(1)
+
+    def told(record: ExampleRecord) -> None:
+        if on_progress is not None:
+            on_progress(next(done), total)
+
     began = time.perf_counter()
     tasks = []
     failed: BaseException | None = None
@@ -102,7 +125,13 @@ async def measure_agent(
             for judge, own in zip(judges, examples, strict=True):
                 judge.number(own)
                 work = evaluate(
-                    program, own, ScoredMetric(judge), lm=lm, limits=limits, repeats=question.repeats
+                    program,
+                    own,
+                    ScoredMetric(judge),
+                    lm=lm,
+                    limits=limits,
+                    repeats=question.repeats,
+                    on_record=told,
                 )
                 tasks.append(group.create_task(work))
     except BaseExceptionGroup as errors:
@@ -129,7 +158,7 @@ def _check(part: Data, judge: _Judge, report: EvaluationReport) -> None:
         first = next(record for record in report.records if record.failed)
         raise EvaluationError(f"the agent failed on every row of {part.name}. The first error: {first.error}")
     if not judge.found:
-        raise EvaluationError(
+        raise DataError(
             f"no answer has a field {' or '.join(map(repr, judge.fields))} to compare with {judge.target!r}; "
             f"the answers have {', '.join(sorted(judge.seen)) or 'no fields'}. Name the field with "
             "prediction_field (--prediction)"
@@ -168,7 +197,7 @@ def _metrics(
         per_class=quality.per_class,
         errors={name: figures[name] for name in ("mae", "rmse", "r2") if name in figures},
         examples=len(counted),
-        failures=sum(answer is None for row in labelled for answer in row.answers[:1]),
+        failures=sum(_failed(row.answers[0], quality.task) for row in labelled),
         lm_failures=len(report.records) - len(counted),
         avg_latency_ms=float(np.mean(latencies)) if latencies else None,
         p50_latency_ms=_quantile(latencies, 50),
@@ -183,6 +212,10 @@ def _metrics(
         quality=quality,
         rows=tuple(_row(part, question, judge, record) for record in report.records),
     )
+
+
+def _failed(answer: Any, task: Task) -> bool:
+    return answer is None or (task == "numbers" and number_in(answer) is None)
 
 
 def _quantile(values: Sequence[float], share: float) -> float | None:

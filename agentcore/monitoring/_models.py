@@ -1,8 +1,10 @@
 """What an evaluation measured."""
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from agentcore._json import json_text
 from agentcore.evaluation import Interval
 from agentcore.monitoring._personal import scrubbed
 from agentcore.monitoring._quality import Quality, Task
@@ -14,6 +16,7 @@ FIGURES = (
     *("cost_usd", "avg_cost"),
 )
 """The names of all figures; which of them there are depends on the targets."""
+_ERRORS = 3
 _LATENCIES = ("avg_latency_ms", "p50_latency_ms", "p95_latency_ms", "p99_latency_ms")
 
 
@@ -104,6 +107,28 @@ class EvaluationMetrics:
     rows: tuple[Row, ...] = field(default=(), repr=False, compare=False)
 
     @property
+    def first_errors(self) -> tuple[str, ...]:
+        """The most frequent errors of the agent and the language model, with their numbers."""
+        counts = Counter(row.shown.error for row in self.rows if row.error)
+        return tuple(f"{count} × {error}" for error, count in counts.most_common(_ERRORS))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What makes the figures mean less than they seem to."""
+        found = []
+        answered = {json_text(row.answer) for row in self.rows if row.answer is not None}
+        if self.accuracy == 0 and self.task == "classes" and answered:
+            shown = ", ".join(sorted(answered)[:3])
+            found.append(
+                f"no answer is right: the answers are {shown}{', …' if len(answered) > 3 else ''}. Is this "
+                f"the field to compare with {self.target_field!r}? Name the right one with prediction_field "
+                "(--prediction)"
+            )
+        if self.task == "numbers" and self.failures:
+            found.append(f"mae, rmse and r2 leave out the {self.failures} rows without a number")
+        return tuple(found)
+
+    @property
     def total_tokens(self) -> int:
         return self.input_tokens + self.output_tokens
 
@@ -140,5 +165,7 @@ class EvaluationMetrics:
             "metrics": self.figures(),
             "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
             "per_class": self.per_class,
+            "errors": list(self.first_errors),
+            "notes": list(self.notes),
             "run_id": self.run_id,
         }

@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from agentcore.errors import ConfigurationError
+
 MARK = "x-personal-data"
 """A keyword of JSON Schema: `{"type": "string", "x-personal-data": true}`; in a Pydantic model
 `Field(json_schema_extra={"x-personal-data": True})`."""
@@ -34,8 +36,12 @@ class Personal:
         self._schemas: list[Mapping[str, Any]] = []
         if isinstance(schema, type):
             self._schemas = [schema.model_json_schema(by_alias=by_alias) for by_alias in (True, False)]
-        elif schema is not None:
+        elif isinstance(schema, Mapping):
             self._schemas = [schema]
+        elif schema is not None:
+            raise ConfigurationError(
+                f"schema must be a JSON Schema (a dict) or a Pydantic model, not {type(schema).__name__}"
+            )
 
     def clean(self, value: Any) -> tuple[Any, set[str]]:
         """The value without personal data, and what was removed, to be looked for elsewhere."""

@@ -262,7 +262,7 @@ def _numbers(rows: Sequence[Labelled]) -> Quality:
     intervals = {"accuracy": proportion_interval(values)}
     errors, expected = [], []
     for row in rows:
-        found = [number for answer in row.answers if (number := _number(answer)) is not None]
+        found = [number for answer in row.answers if (number := number_in(answer)) is not None]
         if found:
             errors.append(float(np.mean(found)) - float(row.expected))
             expected.append(float(row.expected))
@@ -278,7 +278,8 @@ def _numbers(rows: Sequence[Labelled]) -> Quality:
     return Quality("numbers", figures, intervals, values)
 
 
-def _number(answer: Any) -> float | None:
+def number_in(answer: Any) -> float | None:
+    """An answer as a finite number; None if it is none."""
     if isinstance(answer, bool) or answer is None:
         return None
     try:

@@ -24,6 +24,7 @@ TABLE = "eval_results_table.json"
 REPORT = "evaluation_report.json"
 DIGEST_TAG = "dataset_digest"
 DRIFT_TAG = "drift_cause"
+TARGET_TAG = "target_field"
 _WAIT = 2.0
 _SHOWN_CLASSES = 40
 _TABLE_ROWS = 50_000
@@ -60,7 +61,7 @@ class Regression:
         told = words.get(self.verdict, "not proven different from")
         return (
             f"{told} run {self.run_id}: accuracy {self.before:.3f} → {self.after:.3f}, "
-            f"{self.difference:+.3f} ({self.interval.low:+.3f} to {self.interval.high:+.3f}), "
+            f"{self.difference + 0.0:+.3f} ({self.interval.low:+.3f} to {self.interval.high:+.3f}), "
             f"{len(self.fixed)} fixed, {len(self.broken)} broken of {self.examples}"
         )
 
@@ -115,6 +116,7 @@ class EvaluationRuns:
             )
         tags = {
             DIGEST_TAG: metrics.digest,
+            TARGET_TAG: metrics.target_field,
             "dataset_name": metrics.dataset,
             "mlflow.loggedArtifacts": json.dumps([{"path": TABLE, "type": "table"}]),
         }
@@ -178,17 +180,18 @@ class EvaluationRuns:
             current_run.set(outer)
         return run_id
 
-    async def last(self, digest: str, *, before: str | None = None) -> "Run | None":
-        """The newest finished evaluation of the same rows, other than a given run."""
+    async def last(self, metrics: EvaluationMetrics) -> "Run | None":
+        """The newest finished evaluation of the same rows by the same target, other than this one."""
         found = await self.tracker.search_runs(
-            f"attributes.status = 'FINISHED' and tags.{DIGEST_TAG} = '{digest}'", 2
+            f"attributes.status = 'FINISHED' and tags.{DIGEST_TAG} = '{metrics.digest}'", 100
         )
-        known = None if before is None else await self.tracker.tracking_id(before)
+        found = [run for run in found if run.data.tags.get(TARGET_TAG) == metrics.target_field]
+        known = None if metrics.run_id is None else await self.tracker.tracking_id(metrics.run_id)
         return next((item for item in found if item.info.run_id != known), None)
 
     async def regression(self, metrics: EvaluationMetrics, threshold: float) -> Regression | None:
         """See `ModelEvaluator.check_regression`."""
-        earlier = await self.last(metrics.digest, before=metrics.run_id)
+        earlier = await self.last(metrics)
         if earlier is None:
             return None
         try:

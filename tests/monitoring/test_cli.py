@@ -32,7 +32,7 @@ def test_evaluate(sets, command):
     code, told = command(*every, "--min", "accuracy=0.5", "--max", "failures=0")
     assert code == 0
     assert re.search(r"accuracy\s+│\s+\d\d\.\d\d% │ \d\d\.\d\d% – \d\d\.\d\d%", told.out)
-    assert re.search(r"run [0-9a-f]{32} in the agent's evaluation experiment", told.out)
+    assert re.search(r"run [0-9a-f]{32}; next: agentcore compare --agent loan_approval", told.out)
     code, told = command(*every, "--min", "accuracy=0.999", "--json", "--no-tracking")
     assert code == 1
     found = json.loads(told.out)

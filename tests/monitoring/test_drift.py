@@ -133,7 +133,7 @@ def test_which_target(tmp_path, config):
     rows = [{"x": 1, "y": 2}] * 10
     data = saved(tmp_path / "sets", one=rows, two=rows)
     own = ModelEvaluator("loan_approval", decide, datasets=data, config=config)
-    with pytest.raises(DataError, match="which field of one_v1 is the expected answer"):
+    with pytest.raises(DataError, match="which field is the expected answer"):
         own.detect_drift("one", "two")
 
 

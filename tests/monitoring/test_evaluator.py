@@ -160,10 +160,10 @@ def test_failures_are_counted_not_hidden(tmp_path, config):
     ("agent", "target", "options", "error", "told"),
     [
         (lambda request: 1 / 0, TARGET, {}, EvaluationError, "failed on every row"),
-        (lambda request: {"a": 1, "b": 2}, TARGET, {}, EvaluationError, "the answers have a, b"),
+        (lambda request: {"a": 1, "b": 2}, TARGET, {}, DataError, "the answers have a, b"),
         (lambda request: [1], TARGET, {}, EvaluationError, "list instead of a dict"),
         (decide, "nothing", {}, DataError, "no value for the target 'nothing'"),
-        (decide, TARGET, {"prediction_field": "x"}, EvaluationError, "no answer has a field 'x'"),
+        (decide, TARGET, {"prediction_field": "x"}, DataError, "no answer has a field 'x'"),
         (decide, TARGET, {"repeats": 0}, ConfigurationError, "repeats"),
         (decide, TARGET, {"version": "v9"}, DataError, "v9"),
     ],

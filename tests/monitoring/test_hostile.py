@@ -157,6 +157,9 @@ def test_a_gatherer_that_fails_does_not_stop_the_others(caplog):
         def forget(self):
             pass
 
+        def finish(self):
+            self.flush_window()
+
     class Working(Broken):
         done = 0
 
