@@ -14,7 +14,7 @@ from agentcore.monitoring._models import EvaluationMetrics
 from agentcore.monitoring._personal import personal_fields
 
 _ANSWER, _RIGHT, _STABLE = "agentcore_answer", "agentcore_right", "agentcore_stable"
-CHANGED_ALPHA = 0.01
+CHANGED_ALPHA = 0.0025
 """Of each of the two tests of whether the model has changed."""
 
 

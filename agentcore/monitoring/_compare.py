@@ -11,7 +11,7 @@ from agentcore._naming import utc
 from agentcore.data import sha256
 from agentcore.errors import ArtifactError, ConfigurationError
 from agentcore.evaluation import PairedTest, paired_test
-from agentcore.monitoring._recorded import DRIFT_TAG, TABLE, scores_in
+from agentcore.monitoring._recorded import DRIFT_TAG, TABLE, numbered, scores_in
 from agentcore.monitoring._units import better, unit_of
 from agentcore.tracking import RunTracker, model_names
 
@@ -300,7 +300,9 @@ async def _paired(tracker: RunTracker, latest: "Run", previous: "Run") -> Paired
         pairs = [(float(old[key][0] or 0), float(new[key][0] or 0), new[key][1]) for key in common]
         return Paired(
             source,
-            paired_test([after - before for before, after, _ in pairs]),
+            paired_test(
+                [after - before for before, after, _ in pairs], [key.split("/")[0] for key in common]
+            ),
             len(pairs),
             tuple(text for before, after, text in pairs if before < 0.5 <= after),
             tuple(text for before, after, text in pairs if after < 0.5 <= before),
@@ -317,17 +319,16 @@ def _scores(source: str, content: Any) -> dict[str, tuple[float | None, str]]:
         shown = [
             number for number, name in enumerate(columns) if name not in ("digest", "latency_ms", "tokens")
         ]
-        return {
-            str(row[digest]): (
-                scores.get(str(row[digest])),
-                " ".join(
-                    ", ".join(
-                        f"{columns[number]}={row[number]}" for number in shown if row[number] is not None
-                    ).split()
-                ),
+        texts = [
+            " ".join(
+                ", ".join(
+                    f"{columns[number]}={row[number]}" for number in shown if row[number] is not None
+                ).split()
             )
             for row in content["data"]
-        }
+        ]
+        keys = numbered([str(row[digest]) for row in content["data"]])
+        return {key: (scores.get(key), text) for key, text in zip(keys, texts, strict=True)}
     try:
         return {
             sha256([item["inputs"], item["labels"]]): (

@@ -15,15 +15,18 @@ from agentcore.monitoring._two_samples import (
     loss_from_intervals,
     loss_in_mean,
     rise_in_log,
+    rise_in_mean,
 )
 
 ACCURACY_ALPHA = 0.03
 OTHERS_ALPHA = 0.005
-CANARY_ALPHA = 0.005
-"""Together with FIELD_ALPHA, at most 5 % of the checks alarm where nothing has changed."""
+CANARY_ALPHA = 0.00125
+"""One-sided, within the 0.5 % of both tests of the canary (CHANGED_ALPHA). Together with FIELD_ALPHA, at most
+5 % of the checks alarm where nothing has changed."""
 _RELATIVE = 0.2
 """A rise in latency or cost below 20 % is not told from the noise of machines and prices."""
 _FEW = 50
+_ON_CANARY = "canary_accuracy"
 
 Cause = Literal["none", "inputs", "model", "inputs and model", "unknown"]
 
@@ -34,7 +37,7 @@ class MetricDrift:
 
     Attributes:
         degradation: how much worse it is; for latency and cost the relative rise of the geometric mean, for
-            all others the difference.
+            mae that of the mean, for all others the difference.
         interval: 95% interval of the degradation.
         p_value: one-sided, of a test for two samples, adjusted for the number of figures; for latency and
             cost that the rise is at most the threshold.
@@ -90,7 +93,8 @@ class DriftReport:
     def cause(self) -> Cause:
         if self.canary is None:
             return "unknown" if self.has_drift or self.has_input_drift else "none"
-        inputs = self.has_input_drift or (self.has_drift and not self.canary.model_changed)
+        # The agent answers both data sets at the same time: a gap between them is theirs, not the model's.
+        inputs = self.has_input_drift or any(item.drifted for item in self.metrics if item.name != _ON_CANARY)
         if self.canary.model_changed:
             return "inputs and model" if inputs else "model"
         return "inputs" if inputs else "none"
@@ -108,7 +112,7 @@ class DriftReport:
         if self.canary is not None:
             told += {
                 "none": "",
-                "inputs": " The model answers the canary as before: the inputs changed.",
+                "inputs": " The model answers the canary as before: the inputs changed, not the model.",
                 "model": " The model no longer answers the canary as before: the model changed.",
                 "inputs and model": " Both the inputs and the model changed.",
                 "unknown": "",
@@ -176,6 +180,8 @@ def _metrics(baseline: EvaluationMetrics, current: EvaluationMetrics, threshold:
         if getattr(baseline, name) is not None and getattr(current, name) is not None:
             found.append(_quality(name, baseline, current, threshold))
     found.append(_failures(baseline, current, threshold))
+    if (errors := _errors(baseline, current, max(threshold, _RELATIVE))) is not None:
+        found.append(errors)
     found += [
         item
         for name in ("latency_ms", "cost_usd")
@@ -188,7 +194,7 @@ def _metrics(baseline: EvaluationMetrics, current: EvaluationMetrics, threshold:
             **{
                 **vars(item),
                 "p_value": p,
-                "drifted": item.degradation > item.threshold and p < level,
+                "drifted": item.degradation > item.threshold and p < level and item.interval.low > 0,
             }
         )
         for item, p, level in zip(found, adjusted, levels, strict=True)
@@ -200,6 +206,12 @@ def _quality(
 ) -> MetricDrift:
     before, after = getattr(baseline, name), getattr(current, name)
     old, new = baseline.intervals[name], current.intervals[name]
+    if name != "accuracy" and baseline.quality and current.quality and baseline.quality.counts is not None:
+        # Over the classes that both data sets expect: others have no figure to compare with.
+        common = [label for label in baseline.quality.expected if label in current.quality.expected]
+        if common:
+            before, old = baseline.quality.macro(name, common)
+            after, new = current.quality.macro(name, common)
     if name == "accuracy" and baseline.quality is not None and current.quality is not None:
         p = loss_in_mean(baseline.quality.values, current.quality.values)
     else:
@@ -215,7 +227,7 @@ def _on_canary(canary: CanaryResult, threshold: float) -> MetricDrift:
     p = canary.accuracy_p_value / 2 if loss > 0 else 1 - canary.accuracy_p_value / 2
     low, high = canary.accuracy_interval
     return MetricDrift(
-        "canary_accuracy",
+        _ON_CANARY,
         canary.recorded_accuracy,
         canary.recorded_accuracy + canary.accuracy_change,
         loss,
@@ -236,6 +248,19 @@ def _failures(baseline: EvaluationMetrics, current: EvaluationMetrics, threshold
     p = loss_in_mean(values[0], values[1])
     return MetricDrift(
         "failure_rate", shares[0], shares[1], shares[1] - shares[0], interval, p, threshold, False
+    )
+
+
+def _errors(baseline: EvaluationMetrics, current: EvaluationMetrics, threshold: float) -> MetricDrift | None:
+    """The mean absolute error of numbers."""
+    if baseline.quality is None or current.quality is None:
+        return None
+    old, new = baseline.quality.errors, current.quality.errors
+    if min(len(old), len(new)) < _FEW or not (any(old) and any(new)):
+        return None
+    change, interval, p = rise_in_mean(old, new)
+    return MetricDrift(
+        "mae", baseline.errors["mae"], current.errors["mae"], change, interval, p, threshold, False
     )
 
 

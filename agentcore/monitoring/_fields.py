@@ -17,8 +17,8 @@ from agentcore.data import is_missing
 FIELD_ALPHA = 0.01
 """Rate of false discoveries among the fields (Benjamini and Hochberg 1995)."""
 _CATEGORIES = 50
-_RARE = 10
-"""Values that occur less often than this, over both data sets, count as one category."""
+_EXPECTED = 5
+"""Values of which fewer are expected in the smaller data set count as one category."""
 _BINS = 10
 _FEW_NUMBERS = 10
 _IDENTIFIER = re.compile(r"(^|_)(id|uuid|guid|key)$|^index$", re.IGNORECASE)
@@ -72,22 +72,33 @@ def field_drift(
 def _field(name: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]) -> FieldDrift:
     columns = [[row.get(name) for row in rows] for rows in (before, after)]
     present = [[value for value in column if not is_missing(value)] for column in columns]
-    if not present[0] or not present[1]:
-        if not present[0] and not present[1]:
-            return FieldDrift(name, "not tested", 0.0, None, note="no values")
-        which = "baseline" if not present[0] else "current data"
-        return FieldDrift(name, "missing values", 1.0, None, drifted=True, note=f"the {which} has no values")
-    found = _compared(name, present[0], present[1])
-    if found.p_value is None:
-        return found
     lost = [len(column) - len(values) for column, values in zip(columns, present, strict=True)]
-    if not any(lost):
-        return found
-    share, p = _counts([[lost[0], lost[1]], [len(present[0]), len(present[1])]])
-    told = f"missing: {lost[0] / len(columns[0]):.1%} → {lost[1] / len(columns[1]):.1%}"
-    if p < found.p_value:
-        return replace(found, test="missing values", effect=share, p_value=min(1.0, 2 * p), note=told)
-    return replace(found, p_value=min(1.0, 2 * found.p_value), note=told)
+    if not present[0] and not present[1]:
+        return FieldDrift(name, "not tested", 0.0, None, note="no values")
+    found = [_compared(name, *present)] if present[0] and present[1] else []
+    if any(lost):
+        share, p = _counts([lost, [len(values) for values in present]])
+        told = f"missing: {lost[0] / len(columns[0]):.1%} → {lost[1] / len(columns[1]):.1%}"
+        found.append(FieldDrift(name, "missing values", share, p, note=told))
+    kinds = [Counter(map(_kind, values)) for values in present]
+    if found and len({*kinds[0], *kinds[1]}) > 1 and all(present):
+        share, p = _counts([[kinds[0][kind], kinds[1][kind]] for kind in {**kinds[0], **kinds[1]}])
+        told = " → ".join(", ".join(f"{count} {kind}" for kind, count in part.items()) for part in kinds)
+        found.append(FieldDrift(name, "chi-squared", share, p, note=told))
+    tested = [item for item in found if item.p_value is not None]
+    if not tested:
+        return found[0]
+    # The smallest of several p-values, for their number (Bonferroni).
+    best = min(tested, key=lambda item: item.p_value if item.p_value is not None else 1.0)
+    return replace(best, p_value=min(1.0, len(tested) * float(best.p_value or 0.0)))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool):
+        return "booleans"
+    if isinstance(value, (int, float)):
+        return "numbers"
+    return "texts" if isinstance(value, str) else "others"
 
 
 def _compared(name: str, before: list[Any], after: list[Any]) -> FieldDrift:
@@ -110,7 +121,9 @@ def _compared(name: str, before: list[Any], after: list[Any]) -> FieldDrift:
 
 def _numbers(name: str, before: "np.ndarray", after: "np.ndarray") -> FieldDrift:
     found = stats.ks_2samp(before, after)
-    edges = np.unique(np.quantile(before, np.linspace(0, 1, _BINS + 1)[1:-1]))
+    quantiles, times = np.unique(np.quantile(before, np.linspace(0, 1, _BINS + 1)[1:-1]), return_counts=True)
+    # A value that many rows have gets a bin of its own.
+    edges = np.unique(np.append(quantiles, np.nextafter(quantiles[times > 1], math.inf)))
     counts = [
         np.bincount(np.searchsorted(edges, values, side="right"), minlength=edges.size + 1)
         for values in (before, after)
@@ -123,9 +136,17 @@ def _numbers(name: str, before: "np.ndarray", after: "np.ndarray") -> FieldDrift
 
 def _categories(name: str, before: Sequence[str], after: Sequence[str]) -> FieldDrift:
     old, new = Counter(before), Counter(after)
-    common = [value for value in {**old, **new} if old[value] + new[value] >= _RARE]
-    rest = [sum(count[value] for value in count if value not in common) for count in (old, new)]
-    table = [[old[value], new[value]] for value in common] + ([rest] if any(rest) else [])
+    # As many as the test needs are expected in the smaller data set.
+    share = min(len(before), len(after)) / (len(before) + len(after))
+    common = [value for value in {**old, **new} if (old[value] + new[value]) * share >= _EXPECTED]
+    rest = [sum(count[value] for value in count if value not in set(common)) for count in (old, new)]
+    table = [[old[value], new[value]] for value in common]
+    if any(rest):
+        if table and sum(rest) * share < _EXPECTED:
+            least = min(table, key=sum)
+            table.remove(least)
+            rest = [one + other for one, other in zip(rest, least, strict=True)]
+        table.append(rest)
     if len(table) < 2:
         return FieldDrift(name, "chi-squared", 0.0, 1.0, psi=0.0)
     effect, p = _counts(table)
@@ -140,16 +161,18 @@ def _counts(table: Sequence[Sequence[int]]) -> tuple[float, float]:
         return 0.0, 1.0
     found = stats.chi2_contingency(counts, correction=False)
     p = float(found.pvalue)
-    if counts.shape[0] == 2 and found.expected_freq.min() < _RARE:
+    if counts.shape[0] == 2 and found.expected_freq.min() < 2 * _EXPECTED:
         p = float(stats.fisher_exact(counts).pvalue)
     return math.sqrt(float(found.statistic) / counts.sum()), p
 
 
 def _psi(before: Any, after: Any) -> float:
-    """Σ (q − p)·ln(q/p) over the bins, with half a row added to each so that none is empty."""
+    """Σ (q − p)·ln(q/p) over the bins, with half a row added to each so that none is empty, less what is
+    expected of two samples from one distribution; at least 0."""
     old, new = (np.asarray(item, dtype=float) + 0.5 for item in (before, after))
+    chance = (old.size - 1) * (1 / old.sum() + 1 / new.sum())
     old, new = old / old.sum(), new / new.sum()
-    return float(((new - old) * np.log(new / old)).sum())
+    return max(0.0, float(((new - old) * np.log(new / old)).sum() - chance))
 
 
 def _texts(name: str, before: Sequence[str], after: Sequence[str]) -> FieldDrift:

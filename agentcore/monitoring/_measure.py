@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from agentcore.evaluation import (
 from agentcore.monitoring._agents import Agent, answer_fields, answer_in
 from agentcore.monitoring._models import EvaluationMetrics, Row
 from agentcore.monitoring._personal import REDACTED, scrubbed, texts_in
-from agentcore.monitoring._quality import Labelled, Task, measure, number_in
+from agentcore.monitoring._quality import Labelled, Task, measure, number_in, task_of
 
 Progress = Callable[[int, int], None]
 """Called with the number of rows done and their total."""
@@ -106,6 +106,14 @@ async def measure_agent(
         LMUnavailableError: the language model failed on more than half of the rows.
     """
     program, lm = await agent.program(), await agent.lm()
+    if question.task is None and parts:  # one for all: figures of different tasks can't be compared
+        targets = [
+            row[question.target]
+            for part in parts
+            for row in part.rows
+            if row.get(question.target) is not None
+        ]
+        question = replace(question, task=task_of(targets) if targets else None)
     examples = [await agent.examples(part.rows, question.target, part.name) for part in parts]
     judges = [_Judge(question) for _ in parts]
     gate = asyncio.Semaphore(max_concurrency)

@@ -38,6 +38,8 @@ class Quality:
         labels: the classes, in the order of `confusion`.
         confusion: rows by expected class (first axis) and answered class; runs count by their share.
         values: the contribution of each row to `accuracy`, 0–1.
+        errors: of numbers, the absolute error of each row with a number.
+        counts: of classes, what the macro figures are made of.
     """
 
     task: Task
@@ -47,6 +49,21 @@ class Quality:
     per_class: dict[str, dict[str, Any]] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     confusion: "np.ndarray | None" = None
+    errors: tuple[float, ...] = ()
+    counts: "_Counts | None" = None
+
+    def macro(self, name: str, labels: Sequence[str]) -> tuple[float, Interval]:
+        """Precision, recall or F1 as the mean over some of the classes, with its interval."""
+        if self.counts is None:
+            raise ValueError("only classes have macro figures")
+        chosen = self.counts.only([self.labels.index(label) for label in labels])
+        shares, _ = chosen.influence(name)
+        return float(shares.mean()), _macro(chosen.bounds()[name], chosen.influence(name))
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        """The classes that some row expects."""
+        return tuple(label for label, part in self.per_class.items() if part["support"] > 0)
 
 
 def task_of(expected: Sequence[Any]) -> Task:
@@ -146,6 +163,7 @@ def _classes(rows: Sequence[Labelled]) -> Quality:
         },
         tuple(shown),
         _confusion(expected, answered, weights, shown),
+        counts=counts,
     )
 
 
@@ -201,6 +219,10 @@ class _Counts:
                 falsely[row, index[answer]] += weight
         return cls(right, falsely, missed)
 
+    def only(self, classes: Sequence[int]) -> "_Counts":
+        """Some of the classes."""
+        return _Counts(self.right[:, classes], self.falsely[:, classes], self.missed[:, classes])
+
     def _parts(self, name: str) -> tuple["np.ndarray", "np.ndarray"]:
         """Numerator and denominator of a figure by row and class. F1 is 2j/(1 + j) of the share
         j = TP/(TP + FP + FN)."""
@@ -248,6 +270,9 @@ def _macro(bounds: Sequence[Interval], influence: tuple["np.ndarray", "np.ndarra
     count = len(bounds)
     below = np.array([share - bound.low for share, bound in zip(shares, bounds, strict=True)]) / count
     above = np.array([bound.high - share for share, bound in zip(shares, bounds, strict=True)]) / count
+    # A sum of many is nearly symmetric, whatever each of its parts is.
+    even = (below**2 + above**2) / 2
+    below, above = (np.sqrt(own**2 / count + even * (1 - 1 / count)) for own in (below, above))
     mean = float(shares.mean())
     low = mean - math.sqrt(max(0.0, float(below @ related @ below)))
     high = mean + math.sqrt(max(0.0, float(above @ related @ above)))
@@ -275,7 +300,7 @@ def _numbers(rows: Sequence[Labelled]) -> Quality:
         intervals["mae"] = _t_interval(np.abs(errors))
         low, high = _t_interval(squared)
         intervals["rmse"] = Interval(math.sqrt(low), math.sqrt(high))
-    return Quality("numbers", figures, intervals, values)
+    return Quality("numbers", figures, intervals, values, errors=tuple(map(abs, errors)))
 
 
 def number_in(answer: Any) -> float | None:

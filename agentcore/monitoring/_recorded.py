@@ -1,6 +1,7 @@
 """Evaluations as runs of an agent's evaluation experiment: written, and compared with earlier ones."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -198,14 +199,18 @@ class EvaluationRuns:
             scores = scores_in(await self.tracker.read_json(earlier.info.run_id, TABLE))
         except ArtifactError:
             return None
+        keys = numbered([row.digest for row in metrics.rows])
         pairs = [
-            (row.digest, scores[row.digest], row.score)
-            for row in metrics.rows
-            if row.score is not None and scores.get(row.digest) is not None
+            (row.digest, scores[key], row.score)
+            for key, row in zip(keys, metrics.rows, strict=True)
+            if row.score is not None and scores.get(key) is not None
         ]
         if not pairs:
             return None
-        tested = paired_test([after - before for _, before, after in pairs])
+        # Rows that occur several times are no further evidence.
+        tested = paired_test(
+            [after - before for _, before, after in pairs], [digest for digest, _, _ in pairs]
+        )
         return Regression(
             earlier.info.run_id,
             sum(before for _, before, _ in pairs) / len(pairs),
@@ -222,7 +227,7 @@ class EvaluationRuns:
 
 
 def scores_in(table: Any) -> dict[str, Any]:
-    """The score of each row in a run's table, by the row's digest.
+    """The score of each row in a run's table, by the row's digest; see `numbered`.
 
     Raises:
         ArtifactError: it is no such table.
@@ -230,9 +235,21 @@ def scores_in(table: Any) -> dict[str, Any]:
     try:
         columns = table["columns"]
         digest, score = columns.index("digest"), columns.index("score")
-        return {str(row[digest]): None if row[score] is None else float(row[score]) for row in table["data"]}
+        keys = numbered([str(row[digest]) for row in table["data"]])
+        found = [None if row[score] is None else float(row[score]) for row in table["data"]]
+        return dict(zip(keys, found, strict=True))
     except (TypeError, KeyError, ValueError, IndexError, AttributeError, OverflowError):
         raise ArtifactError(f"{TABLE} is not a table of AgentCore's") from None
+
+
+def numbered(digests: Sequence[str]) -> list[str]:
+    """Digests as keys: those that occur again get their number, `{digest}/2`."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for digest in digests:
+        seen[digest] += 1
+        keys.append(digest if seen[digest] == 1 else f"{digest}/{seen[digest]}")
+    return keys
 
 
 def _used(sets: Sequence[EvaluationMetrics]) -> InputsLogged:

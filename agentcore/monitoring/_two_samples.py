@@ -12,14 +12,18 @@ _Z = float(stats.norm.ppf(0.975))
 _EXACT_ROWS = 200
 """Up to this many rows in each sample the test of two proportions is exact (Boschloo 1970); it takes seconds
 for more."""
+_EXPECTED = 10
+"""Errors or successes expected in the smaller sample, from which the z test keeps its level."""
 _BLOCK = 10
+_ROUNDING = 1e-9
 _APPENDED = np.array([0.0, 1.0])
 
 
 def loss_in_mean(before: Sequence[float], after: Sequence[float]) -> float:
     """One-sided p-value that the mean of values in 0–1 has fallen.
 
-    For values of 0 and 1 Boschloo's exact test, for large samples the z test with pooled variance; for
+    For values of 0 and 1 Boschloo's exact test; for large samples the z test with pooled variance, or
+    Fisher's exact test where few errors or successes are expected. For
     others Welch's t, with one 0 and one 1 appended to each sample in place of values too rare to be seen.
     """
     old, new = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
@@ -32,9 +36,12 @@ def loss_in_mean(before: Sequence[float], after: Sequence[float]) -> float:
 def _loss_in_proportion(old: int, before: int, new: int, after: int) -> float:
     if old * after <= new * before:
         return 1.0 if old * after < new * before else 0.5
+    table = [[old, new], [before - old, after - new]]
     if max(before, after) <= _EXACT_ROWS:
-        table = [[old, new], [before - old, after - new]]
         return float(stats.boschloo_exact(table, alternative="greater").pvalue)
+    expected = min(old + new, before + after - old - new) * min(before, after) / (before + after)
+    if expected < _EXPECTED:
+        return float(stats.fisher_exact(table, alternative="greater").pvalue)
     pooled = (old + new) / (before + after)
     error = math.sqrt(pooled * (1 - pooled) * (1 / before + 1 / after))
     return float(stats.norm.sf((old / before - new / after) / error))
@@ -51,12 +58,29 @@ def rise_in_log(
     """
     old, new = (_blocks(np.log(np.maximum(np.asarray(item, dtype=float), 1e-6))) for item in (before, after))
     change = math.expm1(float(new.mean() - old.mean()))
-    if old.size < 2 or new.size < 2 or (old.std() == 0 and new.std() == 0):
+    if old.size < 2 or new.size < 2:
         return change, Interval(-1.0, math.inf), 1.0
+    if max(old.std(), new.std()) < _ROUNDING:  # such as a price that is always the same
+        return change, Interval(change, change), float(change <= margin)
     found = stats.ttest_ind(new - math.log1p(margin), old, equal_var=False, alternative="greater")
     both = stats.ttest_ind(new, old, equal_var=False).confidence_interval(0.95)
     bounds = Interval(math.expm1(float(both.low)), math.expm1(float(both.high)))
     return change, bounds, float(found.pvalue)
+
+
+def rise_in_mean(before: Sequence[float], after: Sequence[float]) -> tuple[float, Interval, float]:
+    """How much a mean of values from 0 up, such as absolute errors, has risen: the relative change, its 95%
+    interval, and the one-sided p-value that it hasn't. By the normal distribution of the logarithms of both
+    means (delta method), which have to be above 0."""
+    old, new = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
+    change = math.log(float(new.mean() / old.mean()))
+    error = math.sqrt(
+        sum(float(item.var(ddof=1)) / item.size / float(item.mean()) ** 2 for item in (old, new))
+    )
+    if error < _ROUNDING:
+        return math.expm1(change), Interval(math.expm1(change), math.expm1(change)), float(change <= 0)
+    bounds = Interval(math.expm1(change - _Z * error), math.expm1(change + _Z * error))
+    return math.expm1(change), bounds, float(stats.norm.sf(change / error))
 
 
 def _blocks(values: "np.ndarray") -> "np.ndarray":

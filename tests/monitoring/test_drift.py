@@ -201,7 +201,7 @@ def test_identifiers_and_times_are_not_tested():
 def test_a_field_that_is_gone():
     (found,) = field_drift([{"a": 1.5}] * 30, [{}] * 30)
     assert found.drifted
-    assert "current data has no values" in found.note
+    assert found.note == "missing: 0.0% → 100.0%"
 
 
 def test_fields_of_one_distribution_rarely_alarm():
@@ -246,3 +246,143 @@ def test_two_samples():
 
     low, high = difference_interval(0.8, wilson(0.8, 70), 0.6, wilson(0.6, 80))
     assert (low, high) == pytest.approx((0.0524, 0.3339), abs=1e-4)
+
+
+def test_a_field_that_few_rows_have():
+    """Missing on one side by chance is no drift; missing where every row had it is."""
+    draw = np.random.default_rng(2)
+    alarms = 0
+    for _ in range(40):
+        rows = [[{"rare": 1.5} if draw.random() < 0.01 else {} for _ in range(100)] for _ in range(2)]
+        alarms += any(item.drifted for item in field_drift(*rows))
+    assert alarms <= 2
+    (found,) = field_drift([{"a": 1.5}] * 30, [{}] * 30)
+    assert found.drifted
+    (found,) = field_drift([{"phone": f"+47{n}"} for n in range(300)], [{"phone": None}] * 300)
+    assert found.drifted
+    (found,) = field_drift([{"a": n / 7} for n in range(300)], [{"a": str(n / 7)} for n in range(300)])
+    assert found.drifted
+    assert "texts" in found.note
+
+
+def test_many_rare_values_of_unequal_sizes():
+    draw = np.random.default_rng(4)
+    weights = 1 / np.arange(1, 46)
+    alarms = 0
+    for _ in range(100):
+        rows = [
+            [{"a": f"v{value}"} for value in draw.choice(45, size, p=weights / weights.sum())]
+            for size in (2000, 30)
+        ]
+        alarms += any(item.drifted for item in field_drift(*rows))
+    assert alarms <= 4  # 1 % is the level
+
+
+def test_psi_of_a_value_that_many_rows_have():
+    draw = np.random.default_rng(6)
+    before, after = (
+        [{"a": 0.0 if draw.random() < share else float(draw.uniform(1, 100))} for _ in range(500)]
+        for share in (0.95, 0.5)
+    )
+    (found,) = field_drift(before, after)
+    assert found.psi > 0.5
+    same = []
+    for _ in range(60):
+        rows = [[{"a": float(draw.normal())} for _ in range(50)] for _ in range(2)]
+        same.append(field_drift(*rows)[0])
+    assert np.mean([item.psi > 0.2 for item in same]) < 0.35
+
+
+def test_few_errors_expected():
+    """The z test would find this at 3 %; the exact test does not."""
+    from scipy.stats import fisher_exact
+
+    old, new = [1.0] * 4850 + [0.0] * 150, [1.0] * 27 + [0.0] * 3
+    expected = fisher_exact([[4850, 27], [150, 3]], alternative="greater").pvalue
+    assert loss_in_mean(old, new) == pytest.approx(expected)
+
+
+def test_a_price_that_is_always_the_same():
+    for old, new in ((0.003, 0.006), (1.0, 2.0), (0.01, 0.02)):
+        change, bounds, p = rise_in_log([old] * 60, [new] * 60, margin=0.2)
+        assert (change, p) == (pytest.approx(1.0), 0.0)
+        assert bounds.low == pytest.approx(1.0)
+    assert rise_in_log([0.01] * 60, [0.011] * 60, margin=0.2)[2] == 1.0
+
+
+def test_errors_of_numbers(tmp_path, config):
+    draw = np.random.default_rng(8)
+    rows = [
+        [{"request_id": f"{part}_{n}", "y": float(draw.normal(0, 50)), "x": 1} for n in range(300)]
+        for part in (1, 2)
+    ]
+    truth = {row["request_id"]: row["y"] for part in rows for row in part}
+
+    def agent(request):
+        noise = 10 if request["request_id"].startswith("2_") else 1
+        return {"y": truth[request["request_id"]] + float(draw.normal(0, noise))}
+
+    data = saved(tmp_path / "sets", one=rows[0], two=rows[1])
+    own = ModelEvaluator("numbers", agent, datasets=data, config=config)
+    found = own.detect_drift("one", "two", target_field="y")
+    assert [item.name for item in found.metrics if item.drifted] == ["mae"]
+    assert found["metrics"]["mae"]["degradation"] == pytest.approx(9, rel=0.4)
+    own.flush(60)
+
+
+def test_one_task_for_both_data_sets(tmp_path, config):
+    """Alone, the smaller data set would count as text."""
+    labels = [f"pay the claim number {number}" for number in range(40)]
+    draw = np.random.default_rng(9)
+    rows = [
+        [{"n": int(draw.integers(9)), "label": labels[int(draw.integers(40))]} for _ in range(size)]
+        for size in (45, 400)
+    ]
+    data = saved(tmp_path / "sets", one=rows[0], two=rows[1])
+    own = ModelEvaluator("claims", lambda row: {"label": labels[0]}, datasets=data, config=config)
+    found = own.detect_drift("one", "two", target_field="label", log_to_mlflow=False)
+    assert found.baseline.task == found.current.task == "classes"
+
+
+def test_an_answer_that_no_row_expects_is_no_class_to_compare(tmp_path, config):
+    def agent(request):
+        if request["request_id"] in ("2_1", "2_2"):
+            return {"outcome": "manual_review"}
+        return decide(request)
+
+    _, found = compared(tmp_path, config, agent=agent, log_to_mlflow=False)
+    precision = next(item for item in found.metrics if item.name == "precision")
+    assert found.current.precision < 0.7  # as scikit-learn has it, over three classes
+    assert abs(precision.degradation) < 0.1
+
+
+def test_harder_data_and_another_model_at_once(tmp_path, config):
+    data = saved(tmp_path / "sets", baseline=applications(300, 1), current=applications(300, 2))
+    before = ModelEvaluator("loan_approval", decide, datasets=data, config=config)
+    before.freeze_canary("baseline", TARGET)
+
+    def other(request):
+        return decide(request, 0.45 if request["request_id"].startswith("2_") else 0.1, salt="new")
+
+    found = ModelEvaluator("loan_approval", other, datasets=data, config=config).detect_drift(
+        "baseline", "current", log_to_mlflow=False
+    )
+    assert found.cause == "inputs and model"
+
+
+def test_rows_that_occur_twice_are_paired_in_order(tmp_path, config):
+    rows = [row for row in applications(20) for _ in range(10)]
+    own = ModelEvaluator("loan_approval", decide, datasets=saved(tmp_path / "s", d=rows), config=config)
+    own.evaluate_dataset("d", TARGET)
+    found = own.check_regression(own.evaluate_dataset("d", TARGET))
+    assert found.examples == 200
+    assert found.difference == 0
+    assert (found.fixed, found.broken) == ((), ())
+    # 20 rows, not 200: nothing is proven by one that changes.
+    worse = ModelEvaluator(
+        "loan_approval",
+        lambda row: {"outcome": "none"} if row["request_id"] in ("0_1", "0_2") else decide(row),
+        datasets=own.aio.datasets,
+        config=config,
+    )
+    assert worse.check_regression(worse.evaluate_dataset("d", TARGET)).verdict == "not proven"
