@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from agentcore._threads import run_in_thread
 from agentcore.settings import MLflowConfig
 
-ALIVE_SECONDS = 0.04
+ALIVE_SECONDS = 0.02
 
 
 async def is_alive(config: MLflowConfig, seconds: float = ALIVE_SECONDS) -> bool:
