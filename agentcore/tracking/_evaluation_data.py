@@ -1,5 +1,6 @@
 """`EvaluationDatasets`: MLflow's own evaluation data sets, from ours and back."""
 
+import asyncio
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
@@ -10,6 +11,7 @@ from agentcore._threads import run_in_thread
 from agentcore.data import StoredDataset
 from agentcore.errors import ConfigurationError, DataError
 from agentcore.settings import MLflowConfig
+from agentcore.tracking._connection import Unreachable
 from agentcore.tracking._gateway import Gateway
 from agentcore.tracking._requests import get_or_create_experiment
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 DIGEST_TAG = "agentcore.digest"
 _BATCH = 1000
+
+
+_PAUSES = (0.5, 2.0)
 
 
 class EvaluationDatasets:
@@ -57,8 +62,21 @@ class EvaluationDatasets:
         dataset_id = await self.gateway.call(partial(_created, dataset=dataset, config=self.config))
         rows = iter(dataset)
         while batch := await run_in_thread(lambda: _records(itertools.islice(rows, _BATCH), targets)):
-            await self.gateway.call(partial(_upsert, dataset_id=dataset_id, records=batch))
+            await self._upserted(dataset_id, batch)
         return dataset_id
+
+    async def _upserted(self, dataset_id: str, batch: list[dict[str, Any]]) -> None:
+        """Write records, which are known by their inputs. A request that takes too long is sent again by
+        MLflow's client, and the server may refuse one of the two, which run at the same time."""
+        for pause in (*_PAUSES, None):
+            try:
+                await self.gateway.call(partial(_upsert, dataset_id=dataset_id, records=batch))
+            except Unreachable:
+                if pause is None:
+                    raise
+                await asyncio.sleep(pause)
+            else:
+                return
 
     async def pull(self, name: str) -> list[dict[str, Any]]:
         """The rows of one of MLflow's data sets: each record's inputs and expectations.

@@ -58,7 +58,10 @@ def test_the_example_explains_every_variable():
     compose = (ROOT / "docker-compose.mlflow.yml").read_text()
     asked = set(re.findall(r"\$\{([A-Z0-9_]+)", compose))
     asked |= {f"MLFLOW_{name.upper()}" for name in MLflowConfig.model_fields}
-    asked |= {f"AGENTCORE_{name.upper()}" for name in Settings.model_fields}
+    asked |= {
+        str(field.validation_alias or f"AGENTCORE_{name.upper()}")
+        for name, field in Settings.model_fields.items()
+    }
     assert asked <= told
     # Copied as it is, it changes nothing: every value in it is the default.
     for name, value in dotenv_values(ROOT / ".env.mlflow.example").items():
