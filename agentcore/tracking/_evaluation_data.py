@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 DIGEST_TAG = "agentcore.digest"
-_BATCH = 1000
+_BATCH = 100
 
 
-_PAUSES = (0.5, 2.0)
+_PAUSES = (0.5, 2.0, 5.0)
+"""Seconds before each further attempt."""
 
 
 class EvaluationDatasets:
