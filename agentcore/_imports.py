@@ -5,7 +5,7 @@ import gc
 import importlib
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from agentcore._forks import not_forked
@@ -39,6 +39,21 @@ def _without_collections() -> Iterator[None]:
             gc.freeze()
         if enabled:
             gc.enable()
+
+
+def lazy(package: str, modules: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a package whose names load on first use.
+
+    Args:
+        modules: the module of each name, within the package.
+    """
+
+    def load(name: str) -> Any:
+        if name in modules:
+            return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
+
+    return load
 
 
 def import_litellm() -> Any:

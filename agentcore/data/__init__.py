@@ -14,10 +14,12 @@ from agentcore.data._dataset import (
 )
 from agentcore.data._load import load_dataset, rows_of
 from agentcore.data._manager import DatasetDiff, DatasetManager, StoredDataset, current_run
+from agentcore.data._schema import PERSONAL
 from agentcore.data._split import SPLITS, keys_of, planned_sizes
 
 __all__ = [
     "BUILTIN_DATASETS",
+    "PERSONAL",
     "SPLITS",
     "Dataset",
     "DatasetDiff",

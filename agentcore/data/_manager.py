@@ -18,7 +18,7 @@ from agentcore.data._canonical import fold, sha256
 from agentcore.data._check import InputFields
 from agentcore.data._dataset import Dataset
 from agentcore.data._load import rows_of
-from agentcore.data._schema import SchemaBuilder, checked
+from agentcore.data._schema import PERSONAL, SchemaBuilder, checked
 from agentcore.data._versions import Bucket, Directory, Versions
 from agentcore.errors import DataError
 
@@ -75,7 +75,7 @@ class StoredDataset:
     def personal(self) -> tuple[str, ...]:
         """The fields that are marked as personal data."""
         properties = self.schema.get("properties", {})
-        return tuple(name for name, part in properties.items() if part.get("x-personal-data"))
+        return tuple(name for name, part in properties.items() if part.get(PERSONAL))
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -561,7 +561,7 @@ def _marked(schema: dict[str, Any], personal: Iterable[str], name: str) -> dict[
     for field_name in personal:
         if field_name not in schema["properties"]:
             raise DataError(f"{name} has no field {field_name!r}; it has {', '.join(schema['properties'])}")
-        schema["properties"][field_name] = {**schema["properties"][field_name], "x-personal-data": True}
+        schema["properties"][field_name] = {**schema["properties"][field_name], PERSONAL: True}
     return schema
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from agentcore.errors import DataError
 
+PERSONAL = "x-personal-data"
+"""The keyword that marks a field with personal data."""
 _SHOWN = 5
 """Bad rows that an error lists."""
 

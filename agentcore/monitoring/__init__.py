@@ -3,8 +3,9 @@
 Names load on first use: DSPy and MLflow take seconds to import.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from agentcore._imports import lazy
 
 if TYPE_CHECKING:
     from agentcore.monitoring._agent_tracker import AgentTracker, AsyncAgentTracker
@@ -110,8 +111,4 @@ __all__ = [
     "track_evaluation",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"agentcore.monitoring.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _MODULES)

@@ -8,7 +8,6 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Mapping
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
@@ -342,15 +341,16 @@ class AgentTracker(SyncTwin):
         agent, config, options: see `AsyncAgentTracker`.
     """
 
+    _target: AsyncAgentTracker
+
     def __init__(self, agent: str, config: MLflowConfig | None = None, **options: Any) -> None:
         target = AsyncAgentTracker(agent, config, **options)
         super().__init__(target, carry=[target.tracker._current, current_run])
 
-    @cached_property
+    @property
     def aio(self) -> AsyncAgentTracker:
         """The same, awaited."""
-        target: AsyncAgentTracker = self._target  # type: ignore[assignment]
-        return target
+        return self._target
 
     @property
     def run_id(self) -> str | None:

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import AsyncIterator, Sequence
-from functools import cached_property
 from typing import Any
 
 from pydantic import SecretStr
@@ -175,14 +174,15 @@ class Alerts(SyncTwin):
         agent, urls, options: see `AsyncAlerts`.
     """
 
+    _target: AsyncAlerts
+
     def __init__(self, agent: str, urls: Sequence[str] | None = None, **options: Any) -> None:
         super().__init__(AsyncAlerts(agent, urls, **options))
 
-    @cached_property
+    @property
     def aio(self) -> AsyncAlerts:
         """The same, awaited."""
-        target: AsyncAlerts = self._target  # type: ignore[assignment]
-        return target
+        return self._target
 
     raise_alert = blocking(AsyncAlerts.raise_alert)
     resolve = blocking(AsyncAlerts.resolve)

@@ -11,7 +11,6 @@ from agentcore.errors import DataError
 from agentcore.evaluation import Interval, equal, paired_test
 from agentcore.monitoring._measure import Data
 from agentcore.monitoring._models import EvaluationMetrics
-from agentcore.monitoring._personal import personal_fields
 
 _ANSWER, _RIGHT, _STABLE = "agentcore_answer", "agentcore_right", "agentcore_stable"
 CHANGED_ALPHA = 0.0025
@@ -74,9 +73,7 @@ class Canary:
         from the first. The rows where exactly one of them does therefore split like coin tosses.
         """
         kept = [number for number, row in enumerate(now.rows) if row.score is not None]
-        differs = {
-            number: not equal_answers(self.answers[number], now.rows[number].answer) for number in kept
-        }
+        differs = {number: not equal(self.answers[number], now.rows[number].answer) for number in kept}
         newly = sum(differs[number] and self.stable[number] for number in kept)
         formerly = sum(not differs[number] and not self.stable[number] for number in kept)
         tested = paired_test([float(now.rows[number].score or 0) - self.right[number] for number in kept])
@@ -90,11 +87,6 @@ class Canary:
             tested.interval,
             tested.p_value,
         )
-
-
-def equal_answers(one: Any, other: Any) -> bool:
-    """Whether two answers are the same; two failures count as the same."""
-    return equal(one, other)
 
 
 def freeze(
@@ -111,7 +103,7 @@ def freeze(
             **row,
             _ANSWER: one.answer,
             _RIGHT: one.score or 0.0,
-            _STABLE: equal_answers(one.answer, two.answer),
+            _STABLE: equal(one.answer, two.answer),
         }
         for row, one, two in zip(data.rows, first.rows, second.rows, strict=False)
         if one.score is not None and two.score is not None
@@ -140,7 +132,7 @@ def frozen(stored: StoredDataset, target: str) -> Canary:
             stored.full_name,
             stored.digest,
             [{name: value for name, value in row.items() if name not in own} for row in rows],
-            personal_fields(stored.schema),
+            frozenset(stored.personal),
         ),
         [row.get(_ANSWER) for row in rows],
         [float(row[_RIGHT]) for row in rows],

@@ -5,7 +5,6 @@ import os
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -276,6 +275,8 @@ class EvaluationTracker(SyncTwin):
         experiment_name, config, options: see `AsyncEvaluationTracker`.
     """
 
+    _target: AsyncEvaluationTracker
+
     def __init__(
         self, experiment_name: str = EXPERIMENT, config: MLflowConfig | None = None, **options: Any
     ) -> None:
@@ -283,11 +284,10 @@ class EvaluationTracker(SyncTwin):
         carried: list[ContextVar[Any]] = [target.tracker._current, current_run] if target.enabled else []
         super().__init__(target, carry=carried)
 
-    @cached_property
+    @property
     def aio(self) -> AsyncEvaluationTracker:
         """The same, awaited."""
-        target: AsyncEvaluationTracker = self._target  # type: ignore[assignment]
-        return target
+        return self._target
 
     start_run = blocking(AsyncEvaluationTracker.start_run)
     log_evaluation_parameters = blocking(AsyncEvaluationTracker.log_evaluation_parameters)  # type: ignore[arg-type]

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from typing import Any
 
 from agentcore._redaction import first_line
@@ -17,7 +16,6 @@ from agentcore.monitoring._canary import Canary, canary_name, freeze, frozen
 from agentcore.monitoring._drift import DriftReport, drift_between
 from agentcore.monitoring._measure import Data, Progress, Question, measure_agent
 from agentcore.monitoring._models import EvaluationMetrics
-from agentcore.monitoring._personal import personal_fields
 from agentcore.monitoring._quality import Task
 from agentcore.monitoring._recorded import EvaluationRuns, Regression
 from agentcore.settings import MLflowConfig, Settings
@@ -235,7 +233,7 @@ class AsyncModelEvaluator:
 
 
 async def _read(data: StoredDataset) -> Data:
-    return Data(data.full_name, data.digest, await run_in_thread(data.to_list), personal_fields(data.schema))
+    return Data(data.full_name, data.digest, await run_in_thread(data.to_list), frozenset(data.personal))
 
 
 def _question(target: str, prediction: str | None, task: Task | None, repeats: int) -> Question:
@@ -270,14 +268,15 @@ class ModelEvaluator(SyncTwin):
         options: see `AsyncModelEvaluator`.
     """
 
+    _target: AsyncModelEvaluator
+
     def __init__(self, agent_name: str, agent_func: Any = None, **options: Any) -> None:
         super().__init__(AsyncModelEvaluator(agent_name, agent_func, **options), carry=[current_run])
 
-    @cached_property
+    @property
     def aio(self) -> AsyncModelEvaluator:
         """The same, awaited."""
-        target: AsyncModelEvaluator = self._target  # type: ignore[assignment]
-        return target
+        return self._target
 
     evaluate_dataset = blocking(AsyncModelEvaluator.evaluate_dataset)
     detect_drift = blocking(AsyncModelEvaluator.detect_drift)

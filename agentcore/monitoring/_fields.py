@@ -139,7 +139,8 @@ def _categories(name: str, before: Sequence[str], after: Sequence[str]) -> Field
     # As many as the test needs are expected in the smaller data set.
     share = min(len(before), len(after)) / (len(before) + len(after))
     common = [value for value in {**old, **new} if (old[value] + new[value]) * share >= _EXPECTED]
-    rest = [sum(count[value] for value in count if value not in set(common)) for count in (old, new)]
+    kept = set(common)
+    rest = [sum(count[value] for value in count if value not in kept) for count in (old, new)]
     table = [[old[value], new[value]] for value in common]
     if any(rest):
         if table and sum(rest) * share < _EXPECTED:

@@ -40,7 +40,9 @@ class _Flusher:
     def add(self, item: Gatherer) -> None:
         """Flush an object every window and at exit, until it is dropped."""
         with self._wake:
-            self._due.setdefault(item, time.monotonic() + item.window)
+            if item in self._due:
+                return
+            self._due[item] = time.monotonic() + item.window
             self._start()
             self._wake.notify()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from agentcore.errors import TrackingError
 from agentcore.monitoring import _genai as names
-from agentcore.monitoring._totals import _GAMMA, Distribution, Totals
+from agentcore.monitoring._totals import Distribution, Totals, value_of
 
 _logger = logging.getLogger("agentcore")
 _VARIABLES = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
@@ -129,7 +129,7 @@ class Exporter:
         counts = [0] * (len(names.DURATION_BOUNDS) + 1)
         counts[0] += found.zeros
         for key, count in found.bins.items():
-            seconds = 2 * _GAMMA**key / (_GAMMA + 1) / 1000
+            seconds = value_of(key) / 1000
             counts[sum(seconds > bound for bound in names.DURATION_BOUNDS)] += count
         point = HistogramDataPoint(
             attributes=self._attributes(),

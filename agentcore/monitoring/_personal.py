@@ -5,11 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from agentcore.data import PERSONAL
 from agentcore.errors import ConfigurationError
 
-MARK = "x-personal-data"
-"""A keyword of JSON Schema: `{"type": "string", "x-personal-data": true}`; in a Pydantic model
-`Field(json_schema_extra={"x-personal-data": True})`."""
 REDACTED = "[personal data]"
 _SHORTEST = 3
 """Characters of a personal value that is also looked for in other texts."""
@@ -19,17 +17,13 @@ Redaction = Callable[[Any], Any]
 """Takes a request or a decision, and returns what may leave the process."""
 
 
-def personal_fields(schema: Mapping[str, Any]) -> frozenset[str]:
-    """The fields that a schema marks at its top level."""
-    properties = schema.get("properties") or {}
-    return frozenset(name for name, part in properties.items() if isinstance(part, dict) and part.get(MARK))
-
-
 class Personal:
     """Removes personal data by a schema, at any depth.
 
     Args:
-        schema: JSON Schema, or a Pydantic model, whose fields may be named by alias or not.
+        schema: JSON Schema with marks such as `{"type": "string", "x-personal-data": true}`, or a Pydantic
+            model with `Field(json_schema_extra={"x-personal-data": True})`, whose fields may be named by
+            alias or not.
     """
 
     def __init__(self, schema: Mapping[str, Any] | type[BaseModel] | None) -> None:
@@ -59,7 +53,7 @@ class _Walk:
     def clean(self, value: Any, part: Any, seen: frozenset[str]) -> Any:
         if not isinstance(part, Mapping) or value is None or value == REDACTED:
             return value
-        if part.get(MARK):
+        if part.get(PERSONAL):
             self.removed.update(texts_in(value))
             return REDACTED
         reference = part.get("$ref")
@@ -109,7 +103,7 @@ class _Walk:
             key = step.replace("~1", "/").replace("~0", "~")
             if not isinstance(found, Mapping) or key not in found:
                 # A reference that can't be followed may point to a marked field.
-                return {MARK: True} if step else self.root
+                return {PERSONAL: True} if step else self.root
             found = found[key]
         return found
 

@@ -12,12 +12,18 @@ from ddsketch import DDSketch
 ACCURACY = 0.004
 """Largest relative error of a quantile (DDSketch: Masson, Rim and Lee 2019)."""
 _GAMMA = (1 + ACCURACY) / (1 - ACCURACY)
+_LOG_GAMMA = math.log(_GAMMA)
 _SMALLEST, _LARGEST = 1e-6, 1e12
 """Values are kept within these, which bounds the number of bins."""
 MAX_NAMES = 100
 """Statuses, models, errors and scores beyond this number count as `other`: their names may come from
 requests."""
 OTHER = "other"
+
+
+def value_of(key: int) -> float:
+    """The value that stands for a bin: at most `ACCURACY` from each that is in it."""
+    return float(2 * _GAMMA**key / (_GAMMA + 1))
 
 
 @dataclass
@@ -67,7 +73,7 @@ class Distribution:
         sketch = DDSketch(ACCURACY)
         for sign, bins in ((1, self.bins), (-1, self.negative)):
             for key, count in bins.items():
-                sketch.add(sign * 2 * _GAMMA**key / (_GAMMA + 1), count)
+                sketch.add(sign * value_of(key), count)
         if self.zeros:
             sketch.add(0.0, self.zeros)
         return [
@@ -110,9 +116,6 @@ class Distribution:
         if found.count:
             found.low, found.high = float(state["low"]), float(state["high"])
         return found
-
-
-_LOG_GAMMA = math.log(_GAMMA)
 
 
 class Names:

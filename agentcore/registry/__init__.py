@@ -3,8 +3,9 @@
 Names load on first use: DSPy and MLflow take seconds to import.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from agentcore._imports import lazy
 
 if TYPE_CHECKING:
     from agentcore.registry._change import Change
@@ -71,8 +72,4 @@ __all__ = [
     "verdict_of",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(import_module(f"agentcore.registry.{_MODULES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _MODULES)

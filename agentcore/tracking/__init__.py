@@ -4,9 +4,9 @@
 Importing this package imports neither MLflow nor DSPy.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from agentcore._imports import lazy
 from agentcore._process import limit_exit
 from agentcore.settings import MLflowConfig
 from agentcore.tracking._alive import is_alive
@@ -144,8 +144,4 @@ __all__ = [
     "user_name",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _NEEDS_DSPY:
-        return getattr(import_module(f"agentcore.tracking.{_NEEDS_DSPY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy(__name__, _NEEDS_DSPY)
