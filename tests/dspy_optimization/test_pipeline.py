@@ -197,9 +197,8 @@ async def test_the_winner_is_what_stock_compile_finds():
     assert ours.signature.instructions == theirs.signature.instructions
 
 
-async def test_two_pipelines_in_one_loop_share_nothing(migrated_store, tmp_path):
+async def test_two_pipelines_in_one_loop_share_nothing(config):
     """Two LMs, two experiments, two metrics at once: metrics, runs, settings and histories stay apart."""
-    config = MLflowConfig(tracking_uri=f"sqlite:///{migrated_store}", artifact_location=str(tmp_path / "a"))
     lms = [offline_lm(latency=0.002), offline_lm(latency=0.001)]
     names = ["left", "right"]
     judged = [set(), set()]

@@ -177,7 +177,7 @@ SERVICE = """
     if sys.argv[2] == "exit":
         sys.exit()
     deadline = time.monotonic() + 60
-    while collector.run_id is None or collector._now:
+    while not collector._past:
         if time.monotonic() > deadline:
             sys.exit("no window was written")
         time.sleep(0.02)
