@@ -28,6 +28,14 @@ class RunFinishedError(ConfigurationError):
         self.run_id = run_id
 
 
+class NotFoundError(ConfigurationError):
+    """There is nothing of this name."""
+
+
+class ConflictError(ConfigurationError):
+    """Something else has happened in the meantime, or the same name was used for something else."""
+
+
 class DataError(AgentCoreError):
     """Examples that can't be used as they are."""
 
@@ -46,6 +54,14 @@ class EvaluationError(AgentCoreError):
 
 class LMUnavailableError(EvaluationError):
     """The language model can't be reached, or refuses: never turned into a score of 0."""
+
+
+class AddressInUseError(AgentCoreError):
+    """A server can't listen on its address."""
+
+
+class PredictionError(AgentCoreError):
+    """A served program failed on a request."""
 
 
 class ExecutorError(AgentCoreError):

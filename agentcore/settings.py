@@ -165,6 +165,32 @@ class MLflowConfig(_EnvSettings):
         return value
 
 
+class ApiSettings(_EnvSettings):
+    """The HTTP API's variables, `AGENTCORE_API_*`."""
+
+    model_config = SettingsConfigDict(env_prefix="AGENTCORE_API_")
+
+    agents: Path = Path("agents.toml")
+    """`AGENTCORE_API_AGENTS`: the file that says which programs and data sets requests may use."""
+    host: str = "127.0.0.1"
+    """`AGENTCORE_API_HOST`: the address to listen on."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """`AGENTCORE_API_PORT`: the port to listen on; 0 for any free one."""
+    tokens: SecretStr | None = None
+    """`AGENTCORE_API_TOKENS`: who may do what, as `name:role:token`, separated by commas or spaces; the roles
+    are read, run and promote, each including the ones before it."""
+    allowed_hosts: str = ""
+    """`AGENTCORE_API_ALLOWED_HOSTS`: the host names by which clients reach the API, separated by commas; on
+    loopback, in addition to localhost. Empty for any."""
+    max_body_mb: float = Field(default=10.0, gt=0)
+    """`AGENTCORE_API_MAX_BODY_MB`: the size limit for a request's body, in MiB."""
+    rate: int = Field(default=6000, gt=0)
+    """`AGENTCORE_API_RATE`: how many requests a minute each token may make of one replica."""
+    jobs: int = Field(default=1, ge=0)
+    """`AGENTCORE_API_JOBS`: how many optimizations, evaluations and promotions one replica works on at once;
+    0 for a replica that only serves."""
+
+
 class StackSettings(_EnvSettings):
     """The services behind MLflow, for checks. Variables of MLflow and AWS override the compose file's."""
 

@@ -17,6 +17,7 @@ from agentcore.cli import (
     _registry,
     _resume,
     _runs,
+    _serve,
     _stack,
     _ui,
 )
@@ -63,6 +64,7 @@ app.command()(_evaluate.evaluate)
 app.command()(_evaluate.drift)
 app.command()(_evaluate.canary)
 app.command()(_compare.compare)
+app.command()(_serve.serve)
 app.command()(_ui.ui)
 app.command()(_journal.sync)
 app.command()(_doctor.doctor)

@@ -2,7 +2,7 @@
 
 from agentcore.data._builtin import BUILTIN_DATASETS, load_builtin
 from agentcore.data._canonical import fold, folded_digest, sha256
-from agentcore.data._check import is_missing
+from agentcore.data._check import check_rows, is_missing
 from agentcore.data._dataset import (
     Dataset,
     Example,
@@ -28,6 +28,7 @@ __all__ = [
     "Split",
     "Splits",
     "StoredDataset",
+    "check_rows",
     "current_run",
     "fold",
     "folded_digest",

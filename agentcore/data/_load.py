@@ -19,8 +19,8 @@ def load_dataset(
     cluster: str | None = None,
 ) -> Dataset:
     """Load a `Dataset` from a `Dataset`, a list of dicts or `dspy.Example`s, a frame (pandas, Polars), an
-    Arrow table, a split of a Hugging Face data set, a path (.jsonl, .json, .csv, .tsv, .parquet) or the name
-    of a built-in data set (iris, wine, breast_cancer).
+    Arrow table, a split of a Hugging Face data set, a `StoredDataset`, a path (.jsonl, .json,
+    .csv, .tsv, .parquet) or the name of a built-in data set (iris, wine, breast_cancer).
 
     Args:
         cluster: the field that names each example's cluster; see `Dataset.from_rows`.
@@ -44,7 +44,8 @@ def load_dataset(
         name = name or ("dataframe" if kind == "pandas" else kind)
         return Dataset.from_rows(rows, input_fields=input_fields, name=name, cluster=cluster, from_file=True)
     if isinstance(source, Iterable):
-        return _from_items(list(source), input_fields, name or "data", cluster)
+        own = getattr(source, "full_name", None)  # of a stored data set
+        return _from_items(list(source), input_fields, name or own or "data", cluster)
     raise DataError(
         f"can't read examples from a {type(source).__name__}: pass a list of dicts, "
         "dspy.Examples, a pandas DataFrame or a file"

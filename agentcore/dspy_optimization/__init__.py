@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from agentcore.dspy_optimization._fit import fitted
     from agentcore.dspy_optimization._interrupted import interrupted_runs, mark_interrupted, resumable_runs
     from agentcore.dspy_optimization._log import Progress
+    from agentcore.dspy_optimization._once import run_named
     from agentcore.dspy_optimization._plan import ASSUMPTION, Estimate
     from agentcore.dspy_optimization._prepare import only_outputs
     from agentcore.dspy_optimization._printer import STAGES, Printer, figures, line_of
@@ -53,6 +54,7 @@ _MODULES = {
     "recorded_lm": "_resume",
     "resolve_program": "_program",
     "resumable_runs": "_interrupted",
+    "run_named": "_once",
 }
 
 __all__ = [
@@ -82,6 +84,7 @@ __all__ = [
     "recorded_lm",
     "resolve_program",
     "resumable_runs",
+    "run_named",
     "sealed_rows",
     "summary",
 ]

@@ -4,12 +4,11 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator
-from concurrent.futures import Future
 from contextlib import asynccontextmanager
 
 from agentcore._threads import run_in_thread
 from agentcore.errors import ConfigurationError
-from agentcore.journal import Journal, Lease, Stream, wait
+from agentcore.journal import Journal, Lease, Stream
 
 _PAUSE = 0.2
 """Seconds between attempts to get the name's lease."""
@@ -22,6 +21,11 @@ def new_id(name: str) -> str:
     The rest is random, so that the id never matches a run that MLflow still has but the journal has pruned.
     """
     return _start(name) + uuid.uuid4().hex[:_DIGITS]
+
+
+def run_named(name: str, journal: Journal) -> Stream | None:
+    """The journal's latest run of this name, running or not. Blocking."""
+    return next(iter(journal.find(_start(name))), None)
 
 
 def _start(name: str) -> str:
@@ -44,8 +48,7 @@ async def alone_under(name: str, journal: Journal, patience: float) -> AsyncIter
             "its lease to expire (30 s) and try again"
         )
     try:
-        found = await run_in_thread(lambda: journal.find(_start(name)))
-        yield found[0] if found else None
+        yield await run_in_thread(lambda: run_named(name, journal))
     finally:
         journal.abandon(lease)
 
@@ -53,17 +56,7 @@ async def alone_under(name: str, journal: Journal, patience: float) -> AsyncIter
 async def _acquired(journal: Journal, start: str, patience: float) -> Lease | None:
     deadline = time.monotonic() + patience
     while True:
-        asked = journal.acquire(start, "work")
-        try:
-            lease = await wait(asked)
-        except asyncio.CancelledError:
-            asked.add_done_callback(lambda done: _give_up(journal, done))
-            raise
+        lease = await journal.take(start)
         if lease is not None or time.monotonic() > deadline:
             return lease
         await asyncio.sleep(_PAUSE)
-
-
-def _give_up(journal: Journal, done: "Future[Lease | None]") -> None:
-    if not done.cancelled() and done.exception() is None and (lease := done.result()) is not None:
-        journal.abandon(lease)

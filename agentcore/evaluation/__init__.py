@@ -12,7 +12,7 @@ from agentcore.evaluation._compare import (
     score_interval,
     verdict_of,
 )
-from agentcore.evaluation._executor import Executor, Local, Place, Ran, Runner, first_error
+from agentcore.evaluation._executor import Executor, Local, Place, Ran, Runner, call_program, first_error
 from agentcore.evaluation._interface import Interface, check_reserved, interface_of
 from agentcore.evaluation._match import ExactMatch, equal, exact_match
 from agentcore.evaluation._metric import (
@@ -71,6 +71,7 @@ __all__ = [
     "ScoredMetric",
     "Verdict",
     "bonett_price",
+    "call_program",
     "check_reserved",
     "claims",
     "cluster_totals",

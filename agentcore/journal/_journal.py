@@ -152,6 +152,19 @@ class Journal:
         """Acquire a lease, renewed until it is released; None if another process holds it."""
         return self._writer.submit(lambda connection: self._keep(acquire(connection, stream, role)))
 
+    async def take(self, stream: str, role: Literal["work", "deliver"] = "work") -> Lease | None:
+        """`acquire`, awaited; if the caller is cancelled meanwhile, the lease is released again."""
+        asked = self.acquire(stream, role)
+        try:
+            return await wait(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(self._give_back)
+            raise
+
+    def _give_back(self, done: "Future[Lease | None]") -> None:
+        if not done.cancelled() and done.exception() is None and (lease := done.result()) is not None:
+            self.abandon(lease)
+
     def abandon(self, lease: Lease) -> "Future[None]":
         """Release a lease, retrying later if the journal can't be written right now; the future is that of
         the first attempt."""
@@ -276,6 +289,11 @@ class Journal:
         """All runs, newest first."""
         return self._streams(streams.c.destination == destination if destination is not None else sa.true())
 
+    def of_kind(self, kind: str, *, unfinished: bool = False, limit: int | None = None) -> list[Stream]:
+        """Streams of a kind, newest first."""
+        conditions = [streams.c.kind == kind, *([streams.c.finished.is_(False)] if unfinished else [])]
+        return self._streams(*conditions, limit=limit)
+
     def waiting(self, destination: str, stream: str | None = None) -> list[Stream]:
         """Runs with undelivered entries, oldest first."""
         found = self._streams(
@@ -316,13 +334,14 @@ class Journal:
         wanted = sa.select(rejections.c.seq, rejections.c.reason).where(rejections.c.stream == stream)
         return [(row.seq, row.reason) for row in self._rows(wanted.order_by(rejections.c.seq))]
 
-    def _streams(self, *conditions: Any) -> list[Stream]:
+    def _streams(self, *conditions: Any, limit: int | None = None) -> list[Stream]:
         wanted = (
             sa.select(streams, cursors.c.seq, leases.c.owner, leases.c.until_ms)
             .outerjoin(cursors, (cursors.c.stream == streams.c.id) & (cursors.c.reader == _READER))
             .outerjoin(leases, (leases.c.stream == streams.c.id) & (leases.c.role == "work"))
             .where(*conditions)
             .order_by(streams.c.created_ms.desc(), streams.c.id)
+            .limit(limit)
         )
         return [stream_of(row) for row in self._rows(wanted)]
 

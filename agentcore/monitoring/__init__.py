@@ -9,6 +9,7 @@ from agentcore._imports import lazy
 
 if TYPE_CHECKING:
     from agentcore.monitoring._agent_tracker import AgentTracker, AsyncAgentTracker
+    from agentcore.monitoring._agents import prediction_of
     from agentcore.monitoring._alerts import Alerts, AsyncAlerts
     from agentcore.monitoring._canary import CanaryResult
     from agentcore.monitoring._collector import (
@@ -70,6 +71,7 @@ _MODULES = {
     "get_metrics_collector": "_collector",
     "merged_summary": "_collector",
     "plot_trends": "_plots",
+    "prediction_of": "_agents",
     "recorded_summary": "_collector",
     "shown": "_units",
     "track_evaluation": "_evaluation_tracker",
@@ -106,6 +108,7 @@ __all__ = [
     "get_metrics_collector",
     "merged_summary",
     "plot_trends",
+    "prediction_of",
     "recorded_summary",
     "shown",
     "track_evaluation",

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from agentcore.registry._price import Expected, examples_for, price
     from agentcore.registry._promotion import Promotion, Rollback, Verification
     from agentcore.registry._registry import Registry, SyncRegistry
+    from agentcore.registry._state import CHAMPION
 
 _MODULES = {
+    "CHAMPION": "_state",
     "Change": "_change",
     "Criterion": "_criteria",
     "Expected": "_price",
@@ -46,6 +48,7 @@ _MODULES = {
 }
 
 __all__ = [
+    "CHAMPION",
     "Change",
     "Criterion",
     "Expected",

@@ -35,7 +35,6 @@ from agentcore.registry._release import (
 from agentcore.registry._state import CHAMPION, LookState
 from agentcore.registry._steps import Steps
 from agentcore.registry._store import Held
-from agentcore.tracking import user_name
 
 if TYPE_CHECKING:
     import dspy
@@ -46,6 +45,8 @@ class Promoting:
 
     max_concurrency = 8
     on_progress: Callable[[int, int], None] | None = None
+    by = ""
+    """Who decides."""
 
     def __init__(
         self,
@@ -243,7 +244,7 @@ class Promoting:
             await self.held.write(
                 LookDropped(look=found.debited.look, reason="another look began before it was finished")
             )
-        entry = debit(plan, self.candidate, champion, anchor, self.policy, user_name())
+        entry = debit(plan, self.candidate, champion, anchor, self.policy, self.by)
         await self.held.write(entry)
         return self.held.state.looks[entry.look]
 
@@ -290,7 +291,7 @@ class Promoting:
             previous=held.state.alias(self.alias),
             look=decided.look if decided is not None else None,
             forced=forced,
-            by=user_name(),
+            by=self.by,
         )
         # In one commit, so that a verdict to promote always has its decision.
         await held.write(*([decided] if decided is not None else []), made)

@@ -73,6 +73,7 @@ class Registry:
         max_concurrency: most LM calls in flight.
         on_progress: called with the number of answers measured and their total.
         program: an instance of the agent's program, for a class that can't be imported or needs arguments.
+        by: whom the history names; default: the user's name.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Registry:
         max_concurrency: int = 8,
         on_progress: Callable[[int, int], None] | None = None,
         program: "dspy.Module" = None,
+        by: str | None = None,
     ) -> None:
         self.config = config or MLflowConfig()
         self.experiments = experiments or Experiments(agent, self.config)
@@ -93,6 +95,7 @@ class Registry:
         self.max_concurrency = max_concurrency
         self.on_progress = on_progress
         self.program = program
+        self.by = by or user_name()
         self.gateway = self.experiments.gateway
         self._store = RegistryStore(self.agent, self.config)
         self._steps = Steps(self.experiments)
@@ -165,6 +168,7 @@ class Registry:
                 self._steps, held, candidate, rules, alias, [*installed_checks(), *checks], self.program
             )
             job.max_concurrency, job.on_progress = self.max_concurrency, self.on_progress
+            job.by = self.by
             return await job.run(sealed, force, dry_run=dry_run)
 
     async def promote_version(
@@ -200,7 +204,7 @@ class Registry:
             alias=alias,
             version=version,
             expected=None,
-            by=user_name(),
+            by=self.by,
             reason=f"without the gate: {force.strip()}",
         )
 
@@ -265,7 +269,7 @@ class Registry:
                     alias=alias,
                     version=version,
                     previous=current,
-                    by=user_name(),
+                    by=self.by,
                 )
             )
             await self._steps.carry_out(held, held.state.decisions[decision], {})
@@ -312,7 +316,7 @@ class Registry:
                 raise ConfigurationError(f"alias {alias!r}: use {CHAMPION}, {STAGING} or {PREVIOUS}")
             if expected == now:
                 raise ConfigurationError(f"{self.agent}@{alias} is as the journal says: nothing to adopt")
-            await held.write(AliasAdopted(alias=alias, version=now, expected=expected, by=user_name()))
+            await held.write(AliasAdopted(alias=alias, version=now, expected=expected, by=self.by))
             return entries_of(held.state, found)[-1]
 
     async def verify(self, which: str | int = CHAMPION) -> Verification:
@@ -357,7 +361,7 @@ class Registry:
                 look=found.debited.look,
                 members=found.debited.members,
                 how="agentcore gate show",
-                by=user_name(),
+                by=self.by,
             )
             dropped = LookDropped(
                 look=found.debited.look, reason="its examples were seen before it was finished"
