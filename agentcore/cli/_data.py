@@ -1,6 +1,8 @@
 """`agentcore data ls`, `show`, `save`, `split` and `diff`."""
 
 import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -164,6 +166,19 @@ def manager_of(base: str | None) -> "DatasetManager":
     from agentcore.settings import Settings
 
     return DatasetManager(base or Settings().data)
+
+
+def stored_or_file(text: str | None) -> Any:
+    """A data set in AGENTCORE_DATA if there is one of this name and no such file; else the text itself."""
+    if text is None or Path(text).suffix or Path(text).exists():
+        return text
+    from agentcore.data import BUILTIN_DATASETS
+
+    name, _, version = text.partition("/")
+    if text in BUILTIN_DATASETS or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text):
+        return text
+    manager = manager_of(None)
+    return manager.load_dataset(name, version or None) if manager.exists(name) else text
 
 
 def _print_saved(found: "StoredDataset") -> None:

@@ -7,6 +7,7 @@ import typer
 
 from agentcore.cli._carry_out import DELIVERY_SECONDS, carry_out
 from agentcore.cli._console import err, import_from_here, out, run
+from agentcore.cli._data import stored_or_file
 from agentcore.cli._options import (
     LM,
     Concurrency,
@@ -84,7 +85,13 @@ def optimize(
             "(built from the data's fields)."
         ),
     ],
-    data: Annotated[str, typer.Option(help="Examples: .jsonl, .json, .csv, or a built-in data set.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Examples: .jsonl, .json, .csv, a built-in data set, or NAME or NAME/VERSION of one in "
+            "AGENTCORE_DATA."
+        ),
+    ],
     metric: Annotated[str, typer.Option(help="exact_match or package.module:function.")] = "exact_match",
     lm: LM = None,
     lm_base_url: LMBaseURL = None,
@@ -246,8 +253,8 @@ def _optimize(job: _Job, config: "MLflowConfig") -> None:
     work = pipeline.run_optimization(
         request,
         training_data=training,
-        validation_data=job.data.validation,
-        test_data=job.data.test,
+        validation_data=stored_or_file(job.data.validation),
+        test_data=stored_or_file(job.data.test),
         once=job.once,
     )
     try:
@@ -268,8 +275,8 @@ def _plan(job: _Job, config: "MLflowConfig", latency: float | None) -> None:
     asked = pipeline.plan(
         request,
         training,
-        validation_data=job.data.validation,
-        test_data=job.data.test,
+        validation_data=stored_or_file(job.data.validation),
+        test_data=stored_or_file(job.data.test),
         latency=latency,
     )
     print_estimate(run(asked), pipeline.options.max_concurrency)
@@ -287,8 +294,9 @@ def _checked(job: _Job) -> tuple[Any, Any]:
         request = OptimizationRequest.model_validate(job.request)
     except ValidationError as error:
         raise ConfigurationError(explain(error)) from None
-    data = job.data
-    return request, load_dataset(data.training, input_fields=data.inputs) if data.inputs else data.training
+    training = stored_or_file(job.data.training)
+    inputs = job.data.inputs
+    return request, load_dataset(training, input_fields=inputs) if inputs else training
 
 
 def _pipeline(job: _Job, config: "MLflowConfig", **listeners: Any) -> "OptimizationPipeline":

@@ -2,9 +2,11 @@
 
     python examples/loan_approval/make_data.py
 
-It saves `loan_approval_test_set`, `baseline_v1` and `current_month` in `AGENTCORE_DATA` (data/evaluation).
-The expected outcomes are those of an underwriter who errs at times. In `current_month`, incomes have fallen,
-loans have grown, and the underwriter has become stricter, which the agent doesn't know.
+It saves `loan_approval_train`, `loan_approval_test_set`, `baseline_v1` and `current_month` in
+`AGENTCORE_DATA` (data/evaluation). The expected outcomes are those of an underwriter who errs at times. In
+`current_month`, incomes have fallen, loans have grown, and the underwriter has become stricter, which the
+agent doesn't know. `loan_approval_train` has only what the program takes and gives: what is in a training set
+may end up in prompts.
 """
 
 import random
@@ -45,9 +47,26 @@ def application(draw: random.Random, request_id: str, recession: bool) -> dict[s
     }
 
 
+def training(rows: int, seed: int) -> list[dict[str, Any]]:
+    """Applications as the program takes them, with the outcome that it should give."""
+    return [
+        {
+            "annual_income": row["annual_income"],
+            "credit_score": row["credit_score"],
+            "loan_amount": row["loan_amount"],
+            "outcome": row["expected_outcome"],
+        }
+        for row in applications(rows, seed)
+    ]
+
+
 def main() -> None:
     """Save the data sets; what is there already stays."""
     manager = DatasetManager(Settings().data)
+    saved = manager.save_dataset(
+        training(1500, 9), "loan_approval_train", description="invented applications, drawn at random"
+    )
+    print(f"{saved.full_name}: {saved.rows:,} rows")
     for name, rows, seed, recession in (
         ("loan_approval_test_set", 500, 1, False),
         ("baseline_v1", 500, 2, False),
