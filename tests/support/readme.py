@@ -1,4 +1,4 @@
-"""Runs the commands of a README in one shell, as a reader would: `python -m tests.support.readme FILE DIRECTORY`.
+"""Runs the commands of a README in one shell: `python -m tests.support.readme FILE DIRECTORY`.
 
 Prints the document with the output that each command had; with `--write`, replaces the file.
 """
@@ -80,7 +80,7 @@ def outputs(text: str) -> list[str]:
             line = re.sub(r"\b[0-9a-f]{8,64}\b", "ID", line)
             line = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:]+(Z| UTC)?", "TIME", line)
             line = re.sub(r"[\d,.]+ (ms|s|/s)\b", "DURATION", line)
-            line = re.sub(r"\[\d+\] ?\d*|\.+\d|by \w+|calls in flight", "", line)
+            line = re.sub(r"[\d,]+ of [\d,]+ rows …", "", line)
             found.append(re.sub(r"[\s─━│┃┌┐└┘┏┓┗┛├┤┼┴┬┡┩╇]+", " ", line).strip())
     return [line for line in found if line]
 
