@@ -1,15 +1,16 @@
 # AgentCore's command line: `docker build -t agentcore .`, then `docker run --rm agentcore --help`.
-# Installs the versions in requirements.lock, checked by hash. For Ray: `--build-arg EXTRAS=ray`.
+# Installs the versions in requirements.lock, checked by hash. For Ray: `--build-arg EXTRAS="api alerts ray"`.
 FROM python:3.12-slim AS build
 RUN python3 -m pip install --quiet --no-cache-dir uv==0.13.8
 WORKDIR /src
-ARG EXTRAS=""
+ARG EXTRAS="api alerts"
 # The lock has more than this image needs: as a constraint, it only pins versions and checks hashes.
 # Dependencies come first, so that code changes don't invalidate their layer.
 COPY pyproject.toml requirements.lock ./
+# hadolint ignore=SC2046
 RUN uv venv --quiet /opt/venv \
     && uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \
-      --constraint requirements.lock --requirements pyproject.toml ${EXTRAS:+--extra "$EXTRAS"}
+      --constraint requirements.lock --requirements pyproject.toml $(for extra in $EXTRAS; do echo "--extra $extra"; done)
 COPY README.md LICENSE ./
 COPY agentcore ./agentcore
 RUN uv pip install --quiet --no-cache --compile-bytecode --python /opt/venv/bin/python \

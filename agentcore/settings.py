@@ -186,6 +186,8 @@ class ApiSettings(_EnvSettings):
     """`AGENTCORE_API_MAX_BODY_MB`: the size limit for a request's body, in MiB."""
     rate: int = Field(default=6000, gt=0)
     """`AGENTCORE_API_RATE`: how many requests a minute each token may make of one replica."""
+    reuse_port: bool = False
+    """`AGENTCORE_API_REUSE_PORT`: let several replicas on one machine share the port (Linux)."""
     jobs: int = Field(default=1, ge=0)
     """`AGENTCORE_API_JOBS`: how many optimizations, evaluations and promotions one replica works on at once;
     0 for a replica that only serves."""

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -220,7 +221,56 @@ def test_components_do_what_they_say(tmp_path):
     kinds = {item["kind"] for item in objects}
     assert {"Ingress", "ServiceMonitor", "CronJob", "RayJob"} <= kinds
     jobs = {item["metadata"]["name"] for item in objects if item["kind"] in ("Job", "CronJob")}
-    assert jobs == {"mlflow-migrate", "mlflow-gc", "mlflow-backup", "mlflow-restore", "optimize"}
+    assert jobs == {
+        *("mlflow-migrate", "mlflow-gc", "mlflow-backup", "mlflow-restore", "optimize"),
+        *("agentcore-evaluate", "agentcore-drift"),
+    }
+
+
+def test_the_api_on_kubernetes(tmp_path):
+    """Two replicas that share the journal; if MLflow is away, they are not taken out of service for it."""
+    objects = render("local", tmp_path, ["api", "schedules"])
+    (server,) = [
+        item for item in objects if item["kind"] == "Deployment" and "api" in item["metadata"]["name"]
+    ]
+    assert server["spec"]["replicas"] == 2
+    (container,) = server["spec"]["template"]["spec"]["containers"]
+    named = {entry["name"]: entry["valueFrom"] for entry in container["env"] if "valueFrom" in entry}
+    assert named.keys() == {"AGENTCORE_JOURNAL_URL", "AGENTCORE_API_TOKENS"}
+    probes = {container[name]["httpGet"]["path"] for name in container if name.endswith("Probe")}
+    assert probes == {"/health"}
+    (config,) = [item for item in objects if item["metadata"]["name"].startswith("agentcore-agents")]
+    from agentcore.api import read_agents
+
+    allowed = read_agents(tomllib.loads(config["data"]["agents.toml"]))
+    assert allowed == read_agents(ROOT / "examples/loan_approval/agents.toml")
+    crons = {item["metadata"]["name"]: item["spec"] for item in objects if item["kind"] == "CronJob"}
+    assert crons["agentcore-evaluate"]["schedule"].endswith("* * *")  # every day
+    assert crons["agentcore-drift"]["schedule"].endswith("* * 1")  # every Monday
+    for name, spec in crons.items():
+        assert spec["concurrencyPolicy"] == "Forbid"
+        (rule, _) = spec["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
+        assert rule["onExitCodes"]["values"] == [1, 2], name  # an answer, and wrong usage: not tried again
+
+
+def test_the_schedule_for_databricks():
+    bundle = yaml.safe_load((ROOT / "examples/loan_approval/databricks.yml").read_text())
+    jobs = bundle["resources"]["jobs"].values()
+    assert len(jobs) == 2
+    for job in jobs:
+        (task,) = job["tasks"]
+        assert len(job["schedule"]["quartz_cron_expression"].split()) == 6
+        command = task["spark_python_task"]
+        assert (ROOT / "examples/loan_approval" / command["python_file"]).is_file()
+        parameters = [text.replace("${var.data}", "nowhere") for text in command["parameters"]]
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "examples/loan_approval/run.py"), *parameters],
+            env={**os.environ, "MLFLOW_TRACKING_URI": "sqlite:///x.db", "COLUMNS": "200"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2  # the options are known; the data are not there
+        assert "no data set" in done.stderr
 
 
 # The compose file

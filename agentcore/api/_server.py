@@ -44,6 +44,7 @@ async def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
+    reuse_port: bool = False,
     on_ready: Callable[[str], None] = lambda url: None,
 ) -> None:
     """Serve until SIGINT or SIGTERM. Operations that run are then left to other replicas, or to the
@@ -51,6 +52,7 @@ async def serve(
 
     Args:
         port: 0 for any free one.
+        reuse_port: whether other processes may listen on the same port, and share the connections.
         on_ready: called with the address once connections are accepted.
 
     Raises:
@@ -58,11 +60,11 @@ async def serve(
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        listening = socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
+        listening = socket.create_server((host, port), family=family, backlog=2048, reuse_port=reuse_port)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise AddressInUseError(
-            f"can't listen on {host}:{port}: {error.strerror or error}. Choose another port with --port "
-            "(AGENTCORE_API_PORT)"
+            f"can't listen on {host}:{port}: {reason}. Choose another port with --port (AGENTCORE_API_PORT)"
         ) from None
     shown = f"[{host}]" if ":" in host else host
     on_ready(f"http://{shown}:{listening.getsockname()[1]}")

@@ -109,6 +109,8 @@ class Worker:
                 "look at their logs and at their memory limit",
             )
         await self.journal.write(wanted, [OperationStarted(replica=socket.gethostname())], lease=lease)
+        what = operation.requested
+        _logger.info("operation %s: %s of %s, requested by %s", wanted, what.operation, what.agent, what.by)
         work = asyncio.ensure_future(self.carry_out(operation))
         watching = asyncio.create_task(self._cancelled_by_request(wanted, work))
         try:
@@ -152,10 +154,12 @@ class Worker:
         error: str | None = None,
     ) -> None:
         await self._write(lease, OperationEnded(status=status, run_id=run_id, result=result, error=error))
+        _logger.info("operation %s: %s", lease.stream, status)
 
     async def _release(self, lease: Lease, reason: str) -> None:
         with contextlib.suppress(JournalError):  # then it counts as a death, of which there may be three
             await asyncio.shield(self._write(lease, OperationReleased(reason=reason)))
+            _logger.info("operation %s is left to another replica: %s", lease.stream, reason)
 
     async def _write(self, lease: Lease, event: Event) -> None:
         await self.journal.write(lease.stream, [event], lease=lease, redactor=self._redactor)

@@ -1,5 +1,6 @@
 """`agentcore serve`."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,8 @@ def serve(
             f"serving needs {error.name}, which is not installed: pip install 'agentcore[api]'"
         ) from None
     config = tracking_config()
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("agentcore").setLevel(logging.INFO)
     err.print("[bold]agentcore[/] · loading DSPy and MLflow …")
     from agentcore.api import Tokens, create_app
     from agentcore.api import serve as serve_app
@@ -65,4 +68,5 @@ def serve(
     def ready(url: str) -> None:
         err.print(f"serving {url} (Ctrl-C to stop)", soft_wrap=True)
 
-    run(serve_app(app, settings.host, settings.port, on_ready=ready))
+    serving = serve_app(app, settings.host, settings.port, reuse_port=settings.reuse_port, on_ready=ready)
+    run(serving)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -233,6 +234,89 @@ def is_complete(stack: Stack, result: dict[str, Any], name: str) -> None:
         expect(abs(run.data.metrics[metric] - value) < 1e-9, f"{name}: {metric}")
     logged = mlflow.get_metric_history(run.info.run_id, "validation_score")
     expect(len(result["trials"]) == len(logged), f"{name}: trials are missing")
+
+
+# The HTTP API
+
+TOKEN = "a-token-of-the-checks"
+TOKENS = f"check:promote:{TOKEN}"
+PATIENCE = 240
+OPTIMIZE = {
+    "agent": "loan_approval",
+    "dataset_name": "loan_approval_train",
+    "settings": {"max_labeled_demos": 16},
+    "sealed": 400,
+}
+
+
+def example(directory: Path) -> Path:
+    """A copy of the example whose model takes its time."""
+    place = directory / "programs" / "examples"
+    shutil.copytree(ROOT / "examples", place)
+    (place / "slow.py").write_text("from agentcore.lm import offline_lm\n\nlm = offline_lm(latency=0.15)\n")
+    agents = place / "loan_approval" / "agents.toml"
+    agents.write_text(re.sub(r'lm = "offline/knn"', 'lm = "examples.slow:lm"', agents.read_text()))
+    return place
+
+
+def make_data(where: str, **environment: str) -> None:
+    command = [sys.executable, str(ROOT / "examples/loan_approval/make_data.py")]
+    given = {**os.environ, "AGENTCORE_DATA": where, **environment}
+    done = subprocess.run(command, env=given, capture_output=True, text=True)
+    expect(not done.returncode, f"make_data: {done.stderr[-1000:]}")
+
+
+@dataclass(frozen=True)
+class Api:
+    """Where a replica is reached from this machine."""
+
+    url: str
+
+    def ask(self, path: str, body: Any = None) -> Any:
+        """The reply; None where there is none."""
+        request = urllib.request.Request(
+            f"{self.url}{path}",
+            None if body is None else json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=120) as reply:
+                return json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            raise Wrong(f"{path}: {error.code} {error.read().decode()[:500]}") from None
+        except OSError:
+            return None
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while self.ask("/health") is None:
+            expect(time.monotonic() < deadline, f"{self.url} does not answer")
+            time.sleep(0.5)
+
+    def until(self, operation: str, enough: Callable[[Any], bool]) -> Any:
+        """An operation once it is so far."""
+        deadline = time.monotonic() + PATIENCE
+        while (found := self.ask(f"/api/v1/operations/{operation}")) is None or not enough(found):
+            expect(time.monotonic() < deadline, f"operation {operation}: {found}")
+            time.sleep(0.3)
+        return found
+
+
+def goes_on_once(stack: Stack, left: Api, kill: Callable[[str], None]) -> str:
+    """One of two replicas is killed in the middle of an optimization: the other one goes on with the same run.
+    Returns the run's id."""
+    operation = left.ask("/api/v1/optimizations", OPTIMIZE)["id"]
+    left.until(operation, lambda found: found["progress"] and found["progress"]["trials"] >= 2)
+    kill(operation)
+    found = left.until(operation, lambda found: found["status"] not in ("queued", "running"))
+    expect(found["status"] == "completed", f"the operation: {found}")
+    expect(found["result"]["verdict"] == "better", f"the verdict: {found['result']}")
+    mlflow = stack.client()
+    experiment = mlflow.get_experiment_by_name("/Shared/loan_approval_development")
+    runs = mlflow.search_runs([experiment.experiment_id])
+    expect([run.info.run_id for run in runs] == [found["run_id"]], f"the operation's runs: {runs}")
+    expect(runs[0].info.status == "FINISHED", f"the run: {runs[0].info.status}")
+    return str(found["run_id"])
 
 
 SLOW_RUN = """

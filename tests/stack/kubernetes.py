@@ -32,29 +32,48 @@ import yaml
 from checks import (
     ROOT,
     SEARCH,
+    TOKENS,
+    Api,
     Stack,
     Timings,
     Wrong,
     agentcore,
     answers_nobody_else,
     deletes_for_good,
+    example,
     expect,
+    goes_on_once,
     is_promoted,
+    make_data,
     survives,
     tracks_a_demo,
     variables,
 )
 
 NO_PODMAN = 4
-PUBLISHED = {"mlflow": "5795:5000", "s3": "5797:8333"}
+PUBLISHED = {
+    "mlflow": "5795:5000",
+    "s3": "5797:8333",
+    "agentcore-api": "5798:8000",
+    "agentcore-api-2": "5799:8000",
+}
 SERVERS = ("postgres", "s3", "mlflow-migrate", "mlflow")
-COMPONENTS = ("backup", "gc", "optimize")
+COMPONENTS = ("backup", "gc", "optimize", "api", "schedules")
+ALERTS = 5794
 UID = "5f0c54a6-4f0e-4b0a-9a53-0a6b2f0b7a11"
 """What Kubernetes would call the Job."""
 
 
 def podman(*arguments: str) -> str:
     return subprocess.run(["podman", *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def gateway() -> str:
+    """The address by which pods reach this machine."""
+    if "standins" not in podman("network", "ls", "--format", "{{.Name}}").split():
+        podman("network", "create", "standins")
+    (network,) = json.loads(podman("network", "inspect", "standins"))
+    return str(network["subnets"][0]["gateway"])
 
 
 def logs(container: str) -> str:
@@ -81,7 +100,7 @@ class Cluster:
         self.secrets = variables(self.overlay / "secrets.env")
         self.journal_password = token_hex(16)
         self.written = yaml.safe_load((self.overlay / "kustomization.yaml").read_text())
-        self.choose(*COMPONENTS)
+        self.api = directory / "k8s" / "components" / "api"
 
     @property
     def stack(self) -> Stack:
@@ -91,15 +110,29 @@ class Cluster:
     def choose(self, *components: str) -> None:
         """Add components to the overlay, and the image as it is named here."""
         chosen = {**self.written, "components": [f"../../components/{name}" for name in components]}
-        image = {"name": "registry.example.com/agentcore", "newName": "localhost/agentcore"}
+        image = {"name": "registry.example.com/agentcore", "newName": "localhost/agentcore-loan"}
         chosen["images"] = [{**image, "newTag": "local"}]
         journal = f"postgresql+psycopg://journal:{self.journal_password}@postgres/agentcore"
-        own = {"name": "agentcore", "literals": [f"AGENTCORE_JOURNAL_URL={journal}"]}
+        own = {
+            "name": "agentcore",
+            "literals": [
+                f"AGENTCORE_JOURNAL_URL={journal}",
+                f"AGENTCORE_API_TOKENS={TOKENS}",
+                f"AGENTCORE_ALERT_URLS=json://{gateway()}:{ALERTS}/",
+                *(f"{name}={self.secrets[name]}" for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+            ],
+        }
         chosen["secretGenerator"] = [*self.written["secretGenerator"], own]
         (self.overlay / "kustomization.yaml").write_text(yaml.safe_dump(chosen))
         rendered = subprocess.run(["kubectl", "kustomize", str(self.overlay)], capture_output=True, text=True)
         expect(not rendered.returncode, rendered.stderr)
         self.objects = [playable(item) for item in yaml.safe_load_all(rendered.stdout) if item]
+        # `kube play` runs one replica of a Deployment.
+        for item in list(self.objects):
+            if (item["kind"], item["metadata"]["name"]) == ("Deployment", "agentcore-api"):
+                second = json.loads(json.dumps(item))
+                second["metadata"]["name"] = "agentcore-api-2"
+                self.objects.append(second)
 
     def up(self, *names: str) -> None:
         """Start these workloads, Jobs to their end."""
@@ -227,6 +260,67 @@ def optimizes(cluster: Cluster) -> None:
     expect([run.info.status for run in found] == ["FINISHED"], f"the Job's runs: {found}")
 
 
+def serves_an_agent(cluster: Cluster, directory: Path) -> None:
+    """The components api and schedules: two replicas, one killed while it optimizes; the CronJobs once."""
+    s3 = {
+        "MLFLOW_S3_ENDPOINT_URL": cluster.stack.s3,
+        "AWS_ACCESS_KEY_ID": cluster.stack.key,
+        "AWS_SECRET_ACCESS_KEY": cluster.stack.secret,
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    make_data("s3://mlflow/agentcore-data", **s3)
+    cluster.up("agentcore-api")
+    cluster.up("agentcore-api-2")
+    both = {
+        name: Api(f"http://127.0.0.1:{PUBLISHED[name].partition(':')[0]}")
+        for name in ("agentcore-api", "agentcore-api-2")
+    }
+    for api in both.values():
+        api.wait()
+
+    # Only one of them works on it: it is asked for where it will stay.
+    def kill(operation: str) -> None:
+        working = [name for name in both if operation in logs(container_of(name))]
+        expect(len(working) == 1, f"replicas that work on {operation}: {working}")
+        killed(working[0])
+
+    run_id = goes_on_once(cluster.stack, both["agentcore-api-2"], kill)
+    api = both["agentcore-api-2"]
+    api.wait()
+    promotion = api.ask("/api/v1/loan_approval/promote", {"run": run_id})
+    promotion = api.until(promotion["id"], lambda found: found["status"] not in ("queued", "running"))
+    expect(promotion["status"] == "completed" and promotion["result"]["promoted"], f"promotion: {promotion}")
+    answer = api.ask(
+        "/api/v1/loan_approval/predict",
+        {"inputs": {"annual_income": 85000, "credit_score": 750, "loan_amount": 250000}},
+    )
+    expect(answer["version"] == "1", f"the answer: {answer}")
+    cluster.up("agentcore-evaluate")
+    receiver = subprocess.Popen(
+        [sys.executable, "-c", RECEIVER, str(ALERTS)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        with contextlib.suppress(Wrong):  # there is drift: the Job fails
+            cluster.up("agentcore-drift")
+        told = logs("agentcore-drift-agentcore-drift")
+        expect("Performance drift" in told, f"the drift check: {told[-2000:]}")
+        assert receiver.stdout is not None
+        expect("Drift of loan_approval" in receiver.stdout.readline(), "no alert")
+    finally:
+        receiver.kill()
+
+
+RECEIVER = """
+import http.server, json, sys
+class Receiver(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        print(json.loads(self.rfile.read(int(self.headers["Content-Length"])))["title"], flush=True)
+        self.send_response(200); self.end_headers()
+    def log_message(self, *args): pass
+http.server.HTTPServer(("0.0.0.0", int(sys.argv[1])), Receiver).serve_forever()
+"""
+
+
 def backed_up_and_restored(cluster: Cluster, run_id: str) -> None:
     is_promoted(cluster.stack, run_id)
     before = cluster.stack.everything()
@@ -277,6 +371,8 @@ def check(cluster: Cluster, directory: Path, step: Callable[[str], Any]) -> None
             survives(stack, directory, f"{workload}-killed", partial(killed, workload))
     with step("a Job optimizes"):
         optimizes(cluster)
+    with step("two replicas of the API, one killed while it optimizes; the schedules"):
+        serves_an_agent(cluster, directory)
     with step("backed up, destroyed, restored"):
         backed_up_and_restored(cluster, run_id)
     with step("archived, and removed for good"):
@@ -296,7 +392,14 @@ def main() -> None:
         sys.exit(NO_PODMAN)
     timings = Timings()
     with tempfile.TemporaryDirectory(prefix="kubernetes-") as scratch:
+        programs = example(Path(scratch)).parent
+        podman(
+            *("build", "-q", "-t", "agentcore-loan:local", "--build-arg", "BASE=localhost/agentcore:local"),
+            *("-f", str(ROOT / "examples/loan_approval/Dockerfile"), str(programs)),
+        )
         cluster = Cluster(given.play, Path(scratch))
+        shutil.copy(programs / "examples/loan_approval/agents.toml", cluster.api / "agents.toml")
+        cluster.choose(*COMPONENTS)
         cluster.down()
         cluster.destroy("postgres-data", "s3-data", "mlflow-backups")
         try:

@@ -26,14 +26,19 @@ from typing import Any
 from checks import (
     ROOT,
     SEARCH,
+    TOKENS,
+    Api,
     Stack,
     Timings,
     Wrong,
     agentcore,
     answers_nobody_else,
     deletes_for_good,
+    example,
     expect,
+    goes_on_once,
     is_promoted,
+    make_data,
     survives,
     tells_its_figures,
     tracks_a_demo,
@@ -42,6 +47,7 @@ from checks import (
 
 NO_ENGINE = 4
 PORTS = {"MLFLOW_PORT": "5790", "POSTGRES_PORT": "5791", "S3_PORT": "5792"}
+API_PORT = "5793"
 KNOWN = "only-for-loopback"
 STACK = Stack(
     f"http://127.0.0.1:{PORTS['MLFLOW_PORT']}", f"http://127.0.0.1:{PORTS['S3_PORT']}", KNOWN, KNOWN
@@ -160,6 +166,40 @@ def is_delivered_by_the_daemon(compose: Compose, directory: Path) -> None:
     agentcore(place, "show", "latest", **environment)
     is_locked_down(compose)
     compose("rm", "--stop", "--force", "sync")
+    compose.write()
+
+
+def serves_an_agent(compose: Compose, directory: Path) -> None:
+    """The profile api: two replicas on one port and one journal; one is killed while it optimizes."""
+    programs, data = example(directory), directory / "data"
+    make_data(str(data / "evaluation"))
+    told = compose("--profile", "api", "run", "--rm", "api", check=False).decode()
+    expect("AGENTCORE_API_TOKENS" in told or "the token is" in told, f"without tokens: {told[-800:]}")
+    compose.write(
+        COMPOSE_PROFILES="api",
+        MLFLOW_TRACKING_URI=STACK.uri,
+        AGENTCORE_API_TOKENS=TOKENS,
+        AGENTCORE_API_PORT=API_PORT,
+        API_PROGRAMS=str(programs),
+        API_DATA=str(data),
+    )
+    compose("up", "-d", "--scale", "api=2", "--wait", "--wait-timeout", "300", check=False)
+    api = Api(f"http://127.0.0.1:{API_PORT}")
+    api.wait()
+    is_locked_down(compose)
+    replicas = compose("ps", "-q", "api").decode().split()
+    expect(len(replicas) == 2, f"replicas: {replicas}")
+
+    def kill(operation: str) -> None:
+        logs = {item: subprocess.run(["docker", "logs", item], capture_output=True) for item in replicas}
+        working = [item for item, done in logs.items() if operation.encode() in done.stderr]
+        expect(len(working) == 1, f"replicas that work on {operation}: {working}")
+        subprocess.run(["docker", "kill", *working], check=True, capture_output=True)
+
+    goes_on_once(STACK, api, kill)
+    ready = api.ask("/ready")
+    expect(ready["ready"], f"ready: {ready}")
+    compose("rm", "--stop", "--force", "api")
     compose.write()
 
 
@@ -317,6 +357,8 @@ def check(compose: Compose, directory: Path, step: Callable[[str], Any], *, faul
         comes_back(compose, directory, run_id)
     with step("a run of a time without MLflow, delivered by the daemon"):
         is_delivered_by_the_daemon(compose, directory)
+    with step("two replicas of the API, one killed while it optimizes"):
+        serves_an_agent(compose, directory)
     with step("backed up, destroyed, restored"):
         backed_up_and_restored(compose, run_id)
     with step("archived, and removed for good"):
