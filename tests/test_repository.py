@@ -147,7 +147,7 @@ def test_the_reference_has_every_event_result_field_and_variable():
     from agentcore.dspy_optimization import OptimizationResult, events
     from agentcore.dspy_optimization.events import OptimizationEvent
     from agentcore.dspy_optimization.optimizers import SearchTask
-    from agentcore.settings import MLflowConfig, Settings
+    from agentcore.settings import ApiSettings, MLflowConfig, Settings
 
     told = REFERENCE.partition("## Events")[2].partition("\n## ")[0]
     for name in events.__all__:
@@ -167,7 +167,11 @@ def test_the_reference_has_every_event_result_field_and_variable():
     for name in set(public) - {"part", "scored", "durable", "slot", "demos", "go_on_without"}:
         assert f"{name}(" in told, name
     told = REFERENCE.partition("## Environment variables")[2]
-    for kind, prefix in ((Settings, "AGENTCORE_"), (MLflowConfig, "MLFLOW_")):
+    for kind, prefix in (
+        (Settings, "AGENTCORE_"),
+        (ApiSettings, "AGENTCORE_API_"),
+        (MLflowConfig, "MLFLOW_"),
+    ):
         for field in kind.model_fields:
             name = str(kind.model_fields[field].validation_alias or prefix + field.upper())
             assert name in told or field == "request_timeout", field

@@ -172,7 +172,10 @@ class Stack:
 def tracks_a_demo(stack: Stack, directory: Path) -> str:
     """The README's steps to a finished demo; its artifacts are in S3. Returns the run's id."""
     done = agentcore(directory, "demo", MLFLOW_TRACKING_URI=stack.uri)
-    run_id: str = next(line.split()[1] for line in done.stdout.splitlines() if line.startswith("run "))
+    told = re.search(r"^run .*?([0-9a-f]{32}) in MLflow", done.stdout, re.MULTILINE)
+    expect(told, f"the demo doesn't tell MLflow's id: {done.stdout[-500:]}")
+    assert told is not None
+    run_id = told.group(1)
     keys = stack.objects()
     for name in ("training_data.json", "key_improvements.txt", "models/optimized_model.json"):
         expect(
@@ -303,7 +306,7 @@ class Api:
 
 
 def goes_on_once(stack: Stack, left: Api, kill: Callable[[str], None]) -> str:
-    """One of two replicas is killed in the middle of an optimization: the other one goes on with the same run.
+    """One of two replicas is killed while it optimizes: the other one goes on with the same run.
     Returns the run's id."""
     operation = left.ask("/api/v1/optimizations", OPTIMIZE)["id"]
     left.until(operation, lambda found: found["progress"] and found["progress"]["trials"] >= 2)
