@@ -1,7 +1,9 @@
 """Two versions that share an agent's requests: who gets which, what each has answered, and what that proves.
 
 The same key always gets the same version, so requests of one key are not independent. Keys are therefore
-spread over 100 buckets, and variances are computed between buckets (a ratio estimator with the delta method).
+spread over 100 buckets, and the variance is computed between buckets (the jackknife of a ratio). Divided by what
+it would be if all requests were independent, it is the design effect (Kish 1965). Both versions get the larger
+one of the two: a small arm may by chance lack the keys that differ most.
 Anybody may look at the comparison at any time and stop when it suits them, so that p-values and intervals are
 always valid: of a mixture sequential probability ratio test (Robbins 1970; Johari et al. 2022), whose error
 bound holds over all looks together.
@@ -12,7 +14,7 @@ import math
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -29,6 +31,7 @@ _FIGURES = 3
 _FEWEST = 100
 """Requests of each version before anything is claimed: the variance is estimated."""
 _FEWEST_BUCKETS = 20
+_PSEUDO = 5
 _RATE_SPREAD, _LOG_SPREAD = 0.05, 0.1
 """Standard deviation of the mixture: about the differences that are found soonest. Errors are bounded for any
 value."""
@@ -52,9 +55,10 @@ def bucket_of(key: str) -> int:
     return int(share_of("bucket", key) * BUCKETS)
 
 
-def pair_stream(destination: str, agent: str, champion: str, challenger: str) -> str:
-    """The id of the stream of two versions."""
-    text = "\0".join(("traffic", destination, agent, champion, challenger))
+def pair_stream(destination: str, agent: str, champion: str, challenger: str, share: float) -> str:
+    """The id of the stream of two versions with one share. With another share, counting begins anew: if rates
+    change over time, totals of different shares can't be compared."""
+    text = "\0".join(("traffic", destination, agent, champion, challenger, repr(share)))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
@@ -215,8 +219,10 @@ def _claim(
         return ArmClaim(
             figure=figure, difference=None, low=None, high=None, p_value=1.0, verdict="not proven", note=note
         )
-    (old, old_variance), (new, new_variance) = (_ratio(*sample, binary=binary) for sample in samples)
-    difference, variance = new - old, old_variance + new_variance
+    arms = [_Mean.of(*sample, binary=binary) for sample in samples]
+    effect = max(item.effect for item in arms)
+    difference = arms[1].mean - arms[0].mean
+    variance = max(sum(item.variance(effect) for item in arms), 1e-12)
     p_value, half = always_valid(difference, variance, spread, ALPHA / _FIGURES)
     verdict: Verdict = "not proven"
     if p_value < ALPHA / _FIGURES:
@@ -232,18 +238,41 @@ def _claim(
     )
 
 
-def _ratio(sums: "np.ndarray", sizes: "np.ndarray", *, binary: bool) -> tuple[float, float]:
-    """The mean over all requests, and the variance of it, between buckets."""
-    total = float(sizes.sum())
-    mean = float(sums.sum()) / total
-    used = sizes > 0
-    count = int(used.sum())
-    residuals = sums[used] - mean * sizes[used]
-    variance = count / (count - 1) * float((residuals**2).sum()) / total**2
-    if binary:  # no error seen does not mean that there are none
-        smoothed = (float(sums.sum()) + 1) / (total + 2)
-        variance = max(variance, smoothed * (1 - smoothed) / total)
-    return mean, max(variance, 1e-12)
+@dataclass(frozen=True)
+class _Mean:
+    """The mean over all requests of a version.
+
+    Attributes:
+        effect: the design effect: the variance of the mean between buckets, divided by what it would be if
+            all requests were independent (for other than binary values, if the variance of one were 1).
+    """
+
+    mean: float
+    size: float
+    binary: bool
+    effect: float
+
+    @classmethod
+    def of(cls, sums: "np.ndarray", sizes: "np.ndarray", *, binary: bool) -> "_Mean":
+        """From sums and numbers of requests by bucket; the variance between buckets is the jackknife's."""
+        total = float(sizes.sum())
+        mean = float(sums.sum()) / total
+        used = sizes > 0
+        count = int(used.sum())
+        left_out = (sums[used] - mean * sizes[used]) / (total - sizes[used])
+        variance = (count - 1) / count * float((left_out**2).sum())
+        found = cls(mean, total, binary, 1.0)
+        effect = variance / found.variance(1.0)
+        return replace(found, effect=max(1.0, effect) if binary else effect)
+
+    def variance(self, effect: float) -> float:
+        """Of the mean, with a design effect. Of binary values, as if five more independent ones had failed, and
+        five not: no error seen does not mean that there are none."""
+        if not self.binary:
+            return effect / self.size
+        more = _PSEUDO * effect
+        share = (self.mean * self.size + more) / (self.size + 2 * more)
+        return effect * share * (1 - share) / self.size
 
 
 def always_valid(difference: float, variance: float, spread: float, alpha: float) -> tuple[float, float]:

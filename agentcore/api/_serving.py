@@ -349,7 +349,7 @@ class Serving:
             _logger.warning("request %s of %s was not logged: %s", answer.request_id, self.agent, error)
 
     def _id(self, pair: tuple[str, str]) -> str:
-        return pair_stream(destination_of(self.config), self.agent, *pair)
+        return pair_stream(destination_of(self.config), self.agent, *pair, self.entry.traffic.share)
 
     async def _stream(self, pair: tuple[str, str]) -> str:
         stream = self._id(pair)

@@ -16,6 +16,7 @@ from agentcore.api._arms import (
     bucket_of,
     claims_of,
     compared,
+    pair_stream,
     totals_of,
 )
 from agentcore.api._events import FeedbackGiven
@@ -116,6 +117,36 @@ def test_requests_of_one_key_are_no_independent_evidence():
         old, new = (totals(rng, n, 0.3, keys=k, spread=0.25) for n, k in ((3_000, 60), (1_500, 30)))
         alarms += claims_of(old, new)[0].verdict != "not proven"
     assert alarms <= 3
+
+
+def test_a_small_arm_without_the_bad_keys_proves_nothing():
+    """One key in twenty always fails. A challenger with 1% of the keys may by chance have none of them."""
+    rng, alarms = np.random.default_rng(5), 0
+    for _ in range(300):
+        bad = rng.random(5_000) < 0.05
+        challenger = rng.random(5_000) < 0.01
+        buckets = rng.integers(BUCKETS, size=5_000)
+        zero = np.zeros(BUCKETS)
+        arms = []
+        for mine in (~challenger, challenger):
+            requests = 12.0 * np.bincount(buckets[mine], minlength=BUCKETS)
+            errors = 12.0 * np.bincount(buckets[mine & bad], minlength=BUCKETS)
+            arms.append(ArmTotals(requests, errors, zero, zero, zero))
+        alarms += claims_of(*arms)[0].verdict != "not proven"
+    assert alarms <= 9  # 3%; with the challenger's own variance alone, 8%
+
+
+def test_no_error_in_a_small_arm_proves_nothing_soon():
+    zero, even = np.zeros(BUCKETS), np.ones(BUCKETS)
+    old = ArmTotals(99 * even, 5 * even, zero, zero, zero)
+    new = ArmTotals(even, zero, zero, zero, zero)
+    assert claims_of(old, new)[0].verdict == "not proven"
+
+
+def test_another_share_begins_anew():
+    """Rates that change over time would look like a difference if totals of two shares were added up."""
+    before, after = (pair_stream("http://m", "loan", "1", "2", share) for share in (0.01, 0.5))
+    assert before != after
 
 
 def test_totals_over_processes_and_ratings():
