@@ -56,6 +56,10 @@ class LMUnavailableError(EvaluationError):
     """The language model can't be reached, or refuses: never turned into a score of 0."""
 
 
+class TooBusyError(AgentCoreError):
+    """More is waiting than may."""
+
+
 class AddressInUseError(AgentCoreError):
     """A server can't listen on its address."""
 

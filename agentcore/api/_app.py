@@ -18,7 +18,6 @@ from agentcore.api import _pages, _routes
 from agentcore.api._agents import Agents, read_agents
 from agentcore.api._guard import Guard, is_loopback, problem
 from agentcore.api._service import Service
-from agentcore.api._serving import TooBusyError
 from agentcore.api._tokens import Tokens
 from agentcore.errors import (
     AgentCoreError,
@@ -28,10 +27,13 @@ from agentcore.errors import (
     DataError,
     NotFoundError,
     PredictionError,
+    TooBusyError,
 )
 from agentcore.settings import ApiSettings, MLflowConfig
 
 _logger = logging.getLogger("agentcore")
+
+_SHOWN = 10
 
 _DESCRIPTION = """Evaluate, optimize, promote and serve the agents that `agents.toml` lists.
 
@@ -133,10 +135,13 @@ async def _too_slow(request: Request, error: Exception) -> Response:
 async def _invalid(request: Request, error: Exception) -> Response:
     """What is wrong with a request, without repeating what was sent."""
     assert isinstance(error, RequestValidationError)
+    found = error.errors()
     told = [
-        f"{'.'.join(str(part) for part in item['loc'] if part != 'body')}: {item['msg']}".lstrip(": ")
-        for item in error.errors()
+        f"{'.'.join(str(part)[:60] for part in item['loc'] if part != 'body')}: {item['msg']}".lstrip(": ")
+        for item in found[:_SHOWN]
     ]
+    if len(found) > _SHOWN:
+        told.append(f"and {len(found) - _SHOWN} more")
     return problem(422, "Unprocessable Content", "; ".join(told))
 
 

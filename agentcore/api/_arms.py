@@ -1,12 +1,13 @@
 """Two versions that share an agent's requests: who gets which, what each has answered, and what that proves.
 
 The same key always gets the same version, so requests of one key are not independent. Keys are therefore
-spread over 100 buckets, and the variance is computed between buckets (the jackknife of a ratio). Divided by what
-it would be if all requests were independent, it is the design effect (Kish 1965). Both versions get the larger
-one of the two: a small arm may by chance lack the keys that differ most.
-Anybody may look at the comparison at any time and stop when it suits them, so that p-values and intervals are
-always valid: of a mixture sequential probability ratio test (Robbins 1970; Johari et al. 2022), whose error
-bound holds over all looks together.
+spread over 100 buckets, and the variance is computed between buckets (the jackknife of a ratio). Divided by
+what it would be if all requests were independent, it is the design effect (Kish 1965). Both versions get the
+larger one of the two: a small arm may by chance lack the keys that differ most.
+
+Anybody may look at the comparison at any time and stop when it suits them, so p-values and intervals are
+always valid: those of a mixture sequential probability ratio test (Robbins 1970; Johari et al. 2022), whose
+error bound holds over all looks together.
 """
 
 import hashlib
@@ -20,11 +21,10 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from agentcore.api._events import ArmCount, ArmsCounted, FeedbackGiven
+from agentcore.api._events import BUCKETS, ArmCount, ArmsCounted, FeedbackGiven
 from agentcore.evaluation import Verdict
 from agentcore.journal import Event
 
-BUCKETS = 100
 ALPHA = 0.05
 """Of all claims of a comparison together; each gets an equal part (Bonferroni)."""
 _FIGURES = 3
@@ -120,24 +120,37 @@ class ArmTotals:
     score: "np.ndarray"
 
 
-def totals_of(events: Sequence[Event], version: str) -> ArmTotals:
-    """A version's totals over all processes. Of several ratings of a request, the last one counts."""
-    latest = {event.process: event for event in events if isinstance(event, ArmsCounted)}
-    zeros = np.zeros(BUCKETS)
-    requests, errors, logs = zeros.copy(), zeros.copy(), zeros.copy()
-    for event in latest.values():
-        count = event.versions.get(version)
-        if count is not None:
-            requests += np.asarray(count.requests)
-            errors += np.asarray(count.errors)
-            logs += np.asarray(count.log_ms)
-    ratings, score = zeros.copy(), zeros.copy()
-    rated = {event.request_id: event for event in events if isinstance(event, FeedbackGiven)}
-    for given in rated.values():
-        if given.version == version and 0 <= given.bucket < BUCKETS:
-            ratings[given.bucket] += 1
-            score[given.bucket] += given.score
-    return ArmTotals(requests, errors, logs, ratings, score)
+class Tally:
+    """What a stream of two versions says so far; new events are added without reading the old ones again."""
+
+    def __init__(self) -> None:
+        self.seq = 0
+        """Of the last entry that was added."""
+        self._processes: dict[str, ArmsCounted] = {}
+        self._rated: dict[str, FeedbackGiven] = {}
+
+    def add(self, event: Event) -> None:
+        """Take an event into account: a process's latest totals, and the last rating of a request."""
+        if isinstance(event, ArmsCounted):
+            self._processes[event.process] = event
+        elif isinstance(event, FeedbackGiven):
+            self._rated[event.request_id] = event
+
+    def totals(self, version: str) -> ArmTotals:
+        """A version's totals over all processes."""
+        zeros = np.zeros(BUCKETS)
+        requests, errors, logs = zeros.copy(), zeros.copy(), zeros.copy()
+        for event in self._processes.values():
+            count = event.versions.get(version)
+            if count is not None:
+                requests += np.asarray(count.requests, dtype=float)
+                errors += np.asarray(count.errors, dtype=float)
+                logs += np.asarray(count.log_ms)
+        rated = [item for item in self._rated.values() if item.version == version]
+        buckets = np.asarray([item.bucket for item in rated], dtype=int)
+        scores = np.asarray([item.score for item in rated])
+        ratings = np.bincount(buckets, minlength=BUCKETS).astype(float)
+        return ArmTotals(requests, errors, logs, ratings, np.bincount(buckets, scores, BUCKETS))
 
 
 class ArmFigures(BaseModel):
@@ -266,8 +279,8 @@ class _Mean:
         return replace(found, effect=max(1.0, effect) if binary else effect)
 
     def variance(self, effect: float) -> float:
-        """Of the mean, with a design effect. Of binary values, as if five more independent ones had failed, and
-        five not: no error seen does not mean that there are none."""
+        """Of the mean, with a design effect. Of binary values, as if five more independent ones had failed,
+        and five not: no error seen does not mean that there are none."""
         if not self.binary:
             return effect / self.size
         more = _PSEUDO * effect
@@ -316,13 +329,13 @@ def summary_of(claims: Sequence[ArmClaim], champion: str, challenger: str) -> st
     return f"{whom}: {', '.join(proven)}" + (f"; not proven: {', '.join(open_)}" if open_ else "")
 
 
-def compared(agent: str, share: float, versions: Mapping[Arm, str], events: Sequence[Event]) -> ArmsReply:
-    """The comparison of the two versions, from the events of their stream."""
+def compared(agent: str, share: float, versions: Mapping[Arm, str], tally: Tally) -> ArmsReply:
+    """The comparison of the two versions, from what their stream says."""
     champion, challenger = versions.get("champion"), versions.get("challenger")
     if champion is None or challenger is None or champion == challenger:
         why = "no version is in production" if champion is None else "there is no challenger"
         return ArmsReply(agent=agent, share=share, champion=None, challenger=None, claims=[], summary=why)
-    old, new = totals_of(events, champion), totals_of(events, challenger)
+    old, new = tally.totals(champion), tally.totals(challenger)
     claims = claims_of(old, new)
     return ArmsReply(
         agent=agent,

@@ -1,8 +1,8 @@
 """Journal events of operations and of served versions. None of them is delivered to MLflow."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agentcore.journal import Event
 
@@ -10,6 +10,11 @@ OPERATION = "operation"
 """Kind of an operation's stream."""
 TRAFFIC = "traffic"
 """Kind of the stream of two versions that share an agent's requests."""
+
+BUCKETS = 100
+"""Of keys; see `_arms.py`."""
+Count = Annotated[int, Field(ge=0, le=10**12)]
+LogSum = Annotated[float, Field(ge=-1e14, le=1e14, allow_inf_nan=False)]
 
 Kind = Literal["optimization", "evaluation", "drift", "promotion", "rollback"]
 Outcome = Literal["completed", "failed", "cancelled"]
@@ -33,7 +38,7 @@ class OperationStarted(Event):
 
 
 class OperationReleased(Event):
-    """A replica left it to another one: it was shut down, or the journal or a server couldn't be reached."""
+    """A replica left it to another one: it was shut down, or the journal couldn't be reached."""
 
     kind: Literal["operation_released"] = "operation_released"
     reason: str
@@ -64,11 +69,17 @@ class ArmCount(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    requests: list[int]
+    requests: list[Count] = Field(min_length=BUCKETS, max_length=BUCKETS)
     """Requests of each bucket."""
-    errors: list[int]
-    log_ms: list[float]
+    errors: list[Count] = Field(min_length=BUCKETS, max_length=BUCKETS)
+    log_ms: list[LogSum] = Field(min_length=BUCKETS, max_length=BUCKETS)
     """Sum of the natural logarithms of the durations in milliseconds of those that succeeded."""
+
+    @model_validator(mode="after")
+    def _possible(self) -> "ArmCount":
+        if any(failed > asked for failed, asked in zip(self.errors, self.requests, strict=True)):
+            raise ValueError("more errors than requests")
+        return self
 
 
 class ArmsCounted(Event):
@@ -85,8 +96,8 @@ class FeedbackGiven(Event):
     kind: Literal["feedback_given"] = "feedback_given"
     request_id: str
     version: str
-    bucket: int
-    score: float
+    bucket: int = Field(ge=0, lt=BUCKETS)
+    score: float = Field(ge=0, le=1)
 
 
 class ArmsClosed(Event):

@@ -20,6 +20,7 @@ from agentcore.settings import ApiSettings
 
 COOKIE = "agentcore_session"
 _PUBLIC = ("/health", "/ready", "/login", "/logout")
+_DIGITS = 18
 _BODY_SECONDS = 30.0
 """How long a client may take to send a body."""
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -126,7 +127,8 @@ class Guard:
         return None
 
     def _too_large(self, length: str | None) -> Response | None:
-        if length is None or not length.isdigit() or int(length) <= self.largest:
+        digits = (length or "0").lstrip("0")
+        if len(digits) < _DIGITS and (not digits.isdigit() or int(digits) <= self.largest):
             return None
         return problem(413, "Content Too Large", self._limit())
 
@@ -169,4 +171,7 @@ def _of_another_page(headers: Headers) -> bool:
     if site is not None:
         return site not in ("same-origin", "none")
     origin = headers.get("origin")
-    return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    try:
+        return origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    except ValueError:
+        return True

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agentcore.api._events import Kind
 
@@ -21,8 +21,20 @@ Setting = bool | Annotated[int, Field(ge=0, le=1_000_000)] | Annotated[float, Fi
 LARGEST = 1_000_000_000
 
 
+_MOST_PARTS = 1000
+
+
 class _Request(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_too_many(cls, value: Any) -> Any:
+        """Refuse at once what would take seconds to refuse part by part."""
+        parts = [value, *value.values()] if isinstance(value, dict) and len(value) <= _MOST_PARTS else [value]
+        if any(isinstance(part, (dict, list)) and len(part) > _MOST_PARTS for part in parts):
+            raise ValueError(f"more than {_MOST_PARTS} fields or items")
+        return value
 
 
 class EvaluateRequest(_Request):

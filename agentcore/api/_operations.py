@@ -1,9 +1,12 @@
 """Operations in the journal: requested, found, cancelled, and shown."""
 
+import asyncio
 import hashlib
 import json
+import logging
+import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,11 +24,23 @@ from agentcore.api._events import (
 from agentcore.api._models import OperationReply, OptimizationProgress, Status
 from agentcore.dspy_optimization import run_named
 from agentcore.dspy_optimization.events import SpendCounted, StageStarted, TrialFinished
-from agentcore.errors import ConflictError, NotFoundError
+from agentcore.errors import (
+    ConflictError,
+    DamagedEventError,
+    NotFoundError,
+    TooBusyError,
+    UnknownEventError,
+)
 from agentcore.journal import Event, Journal, Stream, wait
 from agentcore.lm import Spend
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import destination_of
+
+_logger = logging.getLogger("agentcore")
+
+MOST_WAITING = 500
+"""Operations that have not ended."""
+_TAKEN_AT_ONCE = 20
 
 
 @dataclass
@@ -41,7 +56,6 @@ class Operation:
     """Whether a replica has its lease."""
     cancel: CancelRequested | None = None
     ended: OperationEnded | None = None
-    last_seq: int = 0
 
     @property
     def status(self) -> Status:
@@ -69,15 +83,18 @@ class Operation:
 
 
 class Operations:
-    """The operations of one MLflow server in a journal.
+    """The operations of some agents on one MLflow server, in a journal that others may share.
 
     Args:
-        config: the server; the journal may be shared with APIs for other ones.
+        agents: which ones this process knows.
+        config: the MLflow server.
     """
 
-    def __init__(self, journal: Journal, config: MLflowConfig) -> None:
+    def __init__(self, journal: Journal, config: MLflowConfig, agents: Iterable[str]) -> None:
         self.journal = journal
         self.destination = destination_of(config)
+        self._names = [self._name(agent) for agent in agents]
+        self._told: set[str] = set()
 
     async def request(
         self, kind: Kind, agent: str, request: Mapping[str, Any], by: str, key: str | None = None
@@ -89,18 +106,22 @@ class Operations:
 
         Raises:
             ConflictError: the key was used for another request.
+            TooBusyError: too many wait already.
             JournalError: it can't be written.
         """
         wanted = uuid.uuid4().hex
         if key is not None:
             text = json.dumps([self.destination, by, key])
             wanted = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        waiting = await run_in_thread(lambda: self._streams(unfinished=True, limit=MOST_WAITING + 1))
+        if len(waiting) > MOST_WAITING and all(item.id != wanted for item in waiting):
+            raise TooBusyError(f"{MOST_WAITING} operations wait already: wait for them, or cancel some")
         first = OperationRequested(operation=kind, agent=agent, request=dict(request), by=by)
-        # A stream without a destination is never delivered; its name says which server it is about.
-        await wait(self.journal.create(wanted, OPERATION, self.destination, "", first=[first]))
+        # A stream without a destination is never delivered.
+        await wait(self.journal.create(wanted, OPERATION, self._name(agent), "", first=[first]))
         found = await self.get(wanted)
-        same = (found.requested.operation, found.requested.agent, found.requested.request)
-        if same != (kind, agent, dict(request)):
+        asked = found.requested
+        if (asked.operation, asked.agent, _text(asked.request)) != (kind, agent, _text(first.request)):
             raise ConflictError(f"the key {key!r} was used for another request: use a new one")
         return found
 
@@ -110,13 +131,15 @@ class Operations:
         Raises:
             NotFoundError: there is none. The journal keeps an ended one for AGENTCORE_JOURNAL_KEEP_DAYS.
         """
-        found = await run_in_thread(lambda: self._find(wanted))
+        found = None
+        if re.fullmatch("[0-9a-f]{32}", wanted):
+            found = await run_in_thread(lambda: self._find(wanted))
         if found is None:
-            raise NotFoundError(f"there is no operation {wanted}")
+            raise NotFoundError(f"there is no operation {wanted[:64]!r}")
         return found
 
     async def cancel(self, operation: Operation, by: str) -> Operation:
-        """Ask the replica that works on an operation to stop; the next free one ends a queued one.
+        """Ask the replica that works on an operation to stop; one that nobody works on ends here.
 
         Raises:
             ConflictError: it has ended.
@@ -125,11 +148,18 @@ class Operations:
             raise ConflictError(f"operation {operation.id} has already ended: {operation.status}")
         if operation.cancel is None:
             await self.journal.write(operation.id, [CancelRequested(by=by)])
+        lease = await self.journal.take(operation.id)
+        if lease is not None:
+            try:
+                if (await self.get(operation.id)).ended is None:
+                    await self.journal.write(operation.id, [OperationEnded(status="cancelled")], lease=lease)
+            finally:
+                await asyncio.shield(asyncio.wrap_future(self.journal.abandon(lease)))
         return await self.get(operation.id)
 
-    async def recent(self, limit: int = 20) -> list[Operation]:
-        """The newest operations, and all that have not ended, newest first."""
-        return await run_in_thread(lambda: self._recent(limit))
+    async def recent(self, limit: int, *, unfinished: bool = False) -> list[Operation]:
+        """The newest operations, or the newest of those that have not ended."""
+        return await run_in_thread(lambda: self._read(self._streams(unfinished=unfinished, limit=limit)))
 
     async def pending(self) -> list[Operation]:
         """Those that have not ended and that nobody works on, oldest first."""
@@ -141,36 +171,47 @@ class Operations:
 
     # How; all of it blocks
 
+    def _name(self, agent: str) -> str:
+        return f"{agent} {self.destination}"
+
     def _find(self, wanted: str) -> Operation | None:
         stream = self.journal.stream(wanted)
-        if stream is None or stream.kind != OPERATION or stream.name != self.destination:
+        if stream is None or stream.kind != OPERATION or stream.name.partition(" ")[2] != self.destination:
             return None
         return self._of(stream)
 
+    def _read(self, found: Iterable[Stream]) -> list[Operation]:
+        return [operation for item in found if (operation := self._of(item)) is not None]
+
     def _of(self, stream: Stream) -> Operation | None:
-        entries = self.journal.read(stream.id)
+        """None if this version can't read it: a newer one may have written it, or it is damaged."""
+        try:
+            entries = self.journal.read(stream.id)
+        except (UnknownEventError, DamagedEventError) as error:
+            if stream.id not in self._told:
+                self._told.add(stream.id)
+                _logger.warning("operation %s is left alone: %s", stream.id, error)
+            return None
         if not entries or not isinstance(entries[0].event, OperationRequested):
             return None
         found = Operation(stream.id, entries[0].event, stream.changed_ms, working=stream.working != "no")
         for entry in entries[1:]:
             found.add(entry.event)
-        found.last_seq = entries[-1].seq
         return found
 
     def _streams(self, *, unfinished: bool, limit: int | None = None) -> list[Stream]:
-        found = self.journal.of_kind(OPERATION, unfinished=unfinished, limit=limit)
-        return [item for item in found if item.name == self.destination]
-
-    def _recent(self, limit: int) -> list[Operation]:
-        chosen = {item.id: item for item in self._streams(unfinished=True)}
-        chosen |= {item.id: item for item in self._streams(unfinished=False, limit=limit)}
-        ordered = sorted(chosen.values(), key=lambda item: (item.created_ms, item.id), reverse=True)
-        return [found for item in ordered if (found := self._of(item)) is not None]
+        return self.journal.of_kind(OPERATION, self._names, unfinished=unfinished, limit=limit)
 
     def _pending(self) -> list[Operation]:
         # Whether a holder elsewhere is alive only shows when its lease is asked for.
         free = [item for item in self._streams(unfinished=True) if item.working != "yes"]
-        return [found for item in free[::-1] if (found := self._of(item)) is not None]
+        found: list[Operation] = []
+        for item in reversed(free):
+            if (operation := self._of(item)) is not None:
+                found.append(operation)
+            if len(found) == _TAKEN_AT_ONCE:
+                break
+        return found
 
     def _shown(self, operation: Operation) -> OperationReply:
         requested, ended = operation.requested, operation.ended
@@ -215,5 +256,12 @@ class Operations:
 
 
 def iso(milliseconds: int) -> str:
-    """A Unix time in milliseconds as ISO 8601, UTC."""
-    return f"{utc(milliseconds):%Y-%m-%dT%H:%M:%SZ}"
+    """A Unix time in milliseconds as ISO 8601, UTC; `unknown` if it is none: others may have written it."""
+    try:
+        return f"{utc(milliseconds):%Y-%m-%dT%H:%M:%SZ}"
+    except (ValueError, OverflowError, OSError):
+        return "unknown"
+
+
+def _text(request: Any) -> str:
+    return json.dumps(request, sort_keys=True)

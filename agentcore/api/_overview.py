@@ -1,14 +1,16 @@
 """What the page shows of each agent, gathered in the background: the page never waits for MLflow."""
 
 import asyncio
+import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from agentcore._naming import now_ms
+from agentcore._redaction import first_line
 from agentcore.api._models import ChampionReply
 from agentcore.api._operations import iso
-from agentcore.errors import AgentCoreError, NotFoundError
+from agentcore.errors import AgentCoreError, ConfigurationError, NotFoundError
 from agentcore.registry import CHAMPION, HistoryEntry, Registry
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import Experiments
@@ -74,8 +76,6 @@ async def champion_of(registry: Registry) -> ChampionReply:
         NotFoundError: there is none.
         ArtifactError, TrackingError: see `Registry.current`.
     """
-    from agentcore.errors import ConfigurationError
-
     try:
         version, release = await registry.current()
     except ConfigurationError as error:
@@ -134,15 +134,10 @@ class Overview:
         try:
             self._views[name] = await self._read(name)
         except AgentCoreError as error:
-            self._views[name] = AgentView(
-                name,
-                before.champion,
-                before.evaluations,
-                before.drifts,
-                before.history,
-                str(error),
-                before.at,
-            )
+            self._views[name] = replace(before, error=str(error))
+        except Exception as error:  # noqa: BLE001 - shown; what one agent's runs hold must not end the others'
+            _logger.warning("the state of %s can't be read: %s", name, first_line(error))
+            self._views[name] = replace(before, error=first_line(error))
 
     async def _read(self, name: str) -> AgentView:
         registry = self._registries[name]
@@ -182,13 +177,12 @@ def _evaluation(run: "Run") -> EvaluationView:
 
 
 def _rows_in(profile: str | None) -> int | None:
-    import json
-
     try:
         found = json.loads(profile or "{}")
-        return int(found["num_rows"]) if isinstance(found, dict) and "num_rows" in found else None
-    except (ValueError, TypeError):
+    except (ValueError, RecursionError):
         return None
+    rows = found.get("num_rows") if isinstance(found, dict) else None
+    return rows if isinstance(rows, int) else None
 
 
 def _drift(run: "Run") -> DriftView:

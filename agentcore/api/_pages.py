@@ -46,11 +46,34 @@ def _when(text: str | None) -> str:
     """An ISO time as people read it."""
     if text is None:
         return "–"
-    found = datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(UTC)
-    return f"{found:%Y-%m-%d %H:%M} UTC"
+    try:
+        return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError):
+        return text
 
 
-_templates.filters |= {"number": _number, "percent": _percent, "when": _when}
+def _outcome(item: OperationReply) -> str:
+    """What came of an operation, in a few words. Others may have written its result."""
+    result = item.result or {}
+    if item.error is not None:
+        return item.error[:200]
+    if item.status != "completed":
+        return ""
+    if item.kind == "optimization":
+        trials = f", {item.progress.trials} trials" if item.progress is not None else ""
+        return f"{result.get('verdict')}{trials}"
+    if item.kind == "evaluation":
+        metrics = result.get("metrics")
+        accuracy = metrics.get("accuracy") if isinstance(metrics, dict) else None
+        return f"accuracy {_percent(accuracy if isinstance(accuracy, float) else None)}"
+    if item.kind == "drift":
+        return "drift" if result.get("has_drift") else "no drift"
+    if item.kind == "promotion":
+        return "promoted" if result.get("promoted") else "not promoted"
+    return f"back to version {str(result.get('version'))[:20]}"
+
+
+_templates.filters |= {"number": _number, "outcome": _outcome, "percent": _percent, "when": _when}
 
 
 def _page(name: str, request: Request, status: int = 200, **values: Any) -> Response:
@@ -60,7 +83,10 @@ def _page(name: str, request: Request, status: int = 200, **values: Any) -> Resp
 
 
 async def _operations(service: Service) -> list[OperationReply]:
-    found = await service.operations.recent(_SHOWN)
+    """Those that go on, and the newest others."""
+    found = await service.operations.recent(_SHOWN, unfinished=True)
+    known = {item.id for item in found}
+    found += [item for item in await service.operations.recent(_SHOWN) if item.id not in known]
     return [await service.operations.shown(item) for item in found]
 
 
@@ -132,7 +158,7 @@ async def sign_in(request: Request) -> Response:
     if session is None:
         return _page("login.html", request, 401, error="This token is unknown.")
     reply = RedirectResponse("/", 303)
-    secure = request.url.scheme == "https"
+    secure = "https" in (request.url.scheme, request.headers.get("x-forwarded-proto"))
     reply.set_cookie(COOKIE, session, max_age=12 * 3600, httponly=True, samesite="strict", secure=secure)
     return reply
 

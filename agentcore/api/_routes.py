@@ -8,6 +8,7 @@ from fastapi import APIRouter, Depends, Header, HTTPException, Query, Request, R
 from fastapi.security import HTTPBearer
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
+from agentcore._threads import run_in_thread
 from agentcore.api._arms import ArmsReply
 from agentcore.api._carry_out import optimization_request
 from agentcore.api._events import Kind
@@ -29,6 +30,7 @@ from agentcore.api._operations import Operation
 from agentcore.api._overview import champion_of
 from agentcore.api._service import Service
 from agentcore.api._tokens import Caller, Role
+from agentcore.dspy_optimization.optimizers import make_optimizer
 from agentcore.errors import DataError, NotFoundError
 from agentcore.registry import Registry
 
@@ -138,7 +140,10 @@ async def optimize(
 ) -> OperationReply:
     """Optimize an agent's program on a data set. It goes on if a replica dies, without paying twice."""
     entry = service.agents.get(body.agent)
-    optimization_request(body.agent, entry, body)
+    asked = optimization_request(body.agent, entry, body)
+    for name in body.algorithms:
+        settings = asked["optimizer_settings"].get(name)
+        await run_in_thread(lambda name=name, settings=settings: make_optimizer(name, settings))  # type: ignore[misc]
     await _check_data(service, body.agent, body.dataset_name)
     return await _requested(service, "optimization", body.agent, body, caller, key)
 
@@ -224,10 +229,13 @@ async def rollback(
 
 @api.get("/operations", tags=["operations"], responses=_errors())
 async def operations(
-    caller: Reader, service: TheService, limit: Annotated[int, Query(ge=1, le=200)] = 20
+    caller: Reader,
+    service: TheService,
+    limit: Annotated[int, Query(ge=1, le=200)] = 20,
+    unfinished: Annotated[bool, Query(description="Only those that have not ended.")] = False,
 ) -> list[OperationReply]:
-    """The newest operations, and all that have not ended, newest first."""
-    found = await service.operations.recent(limit)
+    """The newest operations, newest first."""
+    found = await service.operations.recent(limit, unfinished=unfinished)
     return [await service.operations.shown(item) for item in found]
 
 
@@ -320,8 +328,6 @@ async def champion(agent: str, caller: Reader, service: TheService) -> ChampionR
 
 
 async def _check_data(service: Service, agent: str, dataset: str, target: str | None = None) -> None:
-    from agentcore._threads import run_in_thread
-
     found = await run_in_thread(lambda: service.where.dataset(agent, dataset))
     if target is not None and target not in found.fields:
         raise DataError(f"{found.full_name} has no field {target!r}; it has {', '.join(found.fields)}")

@@ -73,6 +73,7 @@ async def serve(
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # anybody could write them, to be counted as somebody else
         timeout_graceful_shutdown=_GRACE_SECONDS,
         lifespan="on",
     )

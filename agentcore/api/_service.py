@@ -7,16 +7,18 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from agentcore._imports import import_litellm
+from agentcore._redaction import first_line
 from agentcore._threads import run_in_thread
 from agentcore.api._agents import Agents
 from agentcore.api._carry_out import Carrier, Surroundings
-from agentcore.api._operations import Operation, Operations
+from agentcore.api._operations import Operations
 from agentcore.api._overview import Overview
 from agentcore.api._ready import Readiness
 from agentcore.api._serving import Serving
 from agentcore.api._worker import Worker
 from agentcore.errors import JournalError, TrackingError
 from agentcore.journal import open_journal
+from agentcore.lm import is_offline
 from agentcore.settings import ApiSettings, MLflowConfig
 from agentcore.tracking import RunTracker
 
@@ -49,7 +51,7 @@ class Service:
             JournalError: it can't be opened.
         """
         self.journal = await run_in_thread(open_journal)
-        self.operations = Operations(self.journal, self.config)
+        self.operations = Operations(self.journal, self.config, self.agents.agents)
         self.where = Surroundings(self.agents, self.config)
         self.readiness = Readiness(self.config, self.journal)
         self.overview = Overview(list(self.agents.agents), self.config)
@@ -57,7 +59,7 @@ class Service:
             name: Serving(name, entry, self.config, self.journal)
             for name, entry in self.agents.agents.items()
         }
-        self.worker = Worker(self.operations, Carrier(self.where), self.settings.jobs, self._knows)
+        self.worker = Worker(self.operations, Carrier(self.where), self.settings.jobs)
         background = asyncio.create_task(self._background())
         background.add_done_callback(self._ended)
         try:
@@ -91,13 +93,15 @@ class Service:
         self.agents.get(agent)
         return self.serving[agent]
 
-    def _knows(self, operation: Operation) -> bool:
-        return operation.requested.agent in self.agents.agents
-
     async def _warm(self) -> None:
-        await run_in_thread(import_litellm)
+        """Do what the first requests would have to wait for; whatever fails here, they tell."""
         for serving in self.serving.values():
-            await serving.warm()
+            try:
+                if not is_offline(await run_in_thread(serving.model)):
+                    await run_in_thread(import_litellm)
+                await serving.warm()
+            except Exception as error:  # noqa: BLE001 - logged; the requests raise it again
+                _logger.warning("agent %s is not ready: %s", serving.agent, first_line(error))
 
     async def _flush(self) -> None:
         while True:

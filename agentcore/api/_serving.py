@@ -16,7 +16,7 @@ from agentcore._json import jsonable
 from agentcore._redaction import first_line
 from agentcore._threads import run_in_thread
 from agentcore.api._agents import AgentEntry
-from agentcore.api._arms import Arm, ArmCounter, ArmsReply, arm_of, bucket_of, compared, pair_stream
+from agentcore.api._arms import Arm, ArmCounter, ArmsReply, Tally, arm_of, bucket_of, compared, pair_stream
 from agentcore.api._events import TRAFFIC, ArmsClosed, FeedbackGiven
 from agentcore.api._models import FeedbackRequest, PredictReply, PredictRequest
 from agentcore.data import PERSONAL, check_rows
@@ -29,12 +29,19 @@ from agentcore.errors import (
     LMUnavailableError,
     NotFoundError,
     PredictionError,
+    TooBusyError,
     TrackingError,
 )
-from agentcore.evaluation import call_program, check_reserved, interface_of
+from agentcore.evaluation import call_program, check_reserved, interface_of, place_of
 from agentcore.journal import Journal, wait
 from agentcore.lm import is_lm_failure, lm_secrets, resolve_lm
-from agentcore.monitoring import AsyncAgentTracker, get_metrics_collector, prediction_of
+from agentcore.monitoring import (
+    AsyncAgentTracker,
+    get_metrics_collector,
+    prediction_of,
+    scrubbed,
+    texts_in,
+)
 from agentcore.registry import CHAMPION, LiveProgram, load
 from agentcore.settings import MLflowConfig
 from agentcore.tracking import destination_of
@@ -46,10 +53,6 @@ _MISSING_SECONDS = 5.0
 """How long to answer that there is no version before asking MLflow again."""
 _WAITING = 1000
 """The most requests that wait for their turn."""
-
-
-class TooBusyError(AgentCoreError):
-    """More requests are waiting than may."""
 
 
 class _Version:
@@ -130,6 +133,8 @@ class Serving:
         self._run: asyncio.Task[str] | None = None
         self._pair: tuple[str, str] | None = None
         self._counter = ArmCounter()
+        self._reading = asyncio.Lock()
+        self._tallied, self._tally = "", Tally()
         self._lm: Any = None
 
     # Requests
@@ -194,22 +199,38 @@ class Serving:
         """What the two versions have answered, over all replicas, and what that proves."""
         await self.flush()
         versions = await self._serving()
-        events: list[Any] = []
-        if len(set(versions.values())) == 2:
-            stream = self._id((versions["champion"], versions["challenger"]))
-            entries = await run_in_thread(lambda: self.journal.read(stream))
-            events = [entry.event for entry in entries]
         share = self.entry.traffic.share
-        return await run_in_thread(lambda: compared(self.agent, share, versions, events))
+        if len(set(versions.values())) < 2:
+            return compared(self.agent, share, versions, Tally())
+        stream = self._id((versions["champion"], versions["challenger"]))
+        async with self._reading:
+            if stream != self._tallied:
+                self._tallied, self._tally = stream, Tally()
+            return await run_in_thread(lambda: self._compared(share, versions, stream))
+
+    def _compared(self, share: float, versions: dict[Arm, str], stream: str) -> ArmsReply:
+        # Others may write to the journal: what is no possible count is left out.
+        for entry in self.journal.read(stream, self._tally.seq, lenient=True):
+            self._tally.add(entry.event)
+            self._tally.seq = entry.seq
+        return compared(self.agent, share, versions, self._tally)
 
     def serving(self) -> str | None:
         """The version in production that this replica serves; None before the first request."""
         live = self._versions["champion"].live
         return None if live is None else live.version
 
+    def model(self) -> Any:
+        """The agent's language model. Blocking.
+
+        Raises:
+            ConfigurationError: there is none, or it can't be imported.
+        """
+        return resolve_lm(self.entry.model())
+
     async def warm(self) -> None:
         """Load the versions before the first request, if there are any."""
-        with suppress(NotFoundError, TrackingError, ArtifactError):
+        with suppress(AgentCoreError):
             await self._serving()
 
     async def flush(self) -> None:
@@ -293,21 +314,22 @@ class Serving:
 
     async def _answer(self, program: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
         if self._lm is None:
-            self._lm = await run_in_thread(lambda: resolve_lm(self.entry.model()))
+            self._lm = await run_in_thread(self.model)
         try:
             with dspy.context(lm=self._lm, track_usage=True, disable_history=True):
                 prediction = prediction_of((await call_program(program, inputs)).prediction)
                 outputs = {str(name): jsonable(value) for name, value in prediction.items()}
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - becomes the answer
             if is_lm_failure(error):
-                told = first_line(error, secrets=lm_secrets(self._lm))
+                told = self._without(inputs, first_line(error, secrets=lm_secrets(self._lm)))
                 raise LMUnavailableError(
                     f"the language model failed: {told}. Check its key and its provider's status"
-                ) from error
-            _logger.warning("agent %s failed: %s", self.agent, first_line(error))
+                ) from None
+            told = self._without(inputs, first_line(error))
+            _logger.warning("agent %s failed: %s%s", self.agent, told, place_of(error))
             raise PredictionError(
                 f"the program failed on these inputs ({type(error).__name__}); the server's log has more"
-            ) from error
+            ) from None
         for model, usage in (prediction.get_lm_usage() or {}).items():
             self._collector.record_token_usage(
                 str(model),
@@ -315,6 +337,11 @@ class Serving:
                 output_tokens=int(usage.get("completion_tokens") or 0),
             )
         return outputs
+
+    def _without(self, inputs: Mapping[str, Any], text: str) -> str:
+        """A message without the personal data of a request."""
+        removed = {text for name in self.entry.personal for text in texts_in(inputs.get(name))}
+        return str(scrubbed(text, removed))
 
     async def _log(self, answer: "_Answer") -> None:
         failure = answer.failure

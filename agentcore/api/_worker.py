@@ -15,7 +15,7 @@ from agentcore.api._events import (
     Outcome,
 )
 from agentcore.api._operations import Operation, Operations
-from agentcore.errors import AgentCoreError, JournalError, LeaseLostError
+from agentcore.errors import AgentCoreError, JournalError, LeaseLostError, NotFoundError
 from agentcore.journal import Event, Lease
 
 _logger = logging.getLogger("agentcore")
@@ -34,7 +34,6 @@ class Worker:
     Args:
         carry_out: carries out an operation or continues it.
         at_once: how many at the same time.
-        mine: whether this replica can work on an operation: a rolling update may know other agents.
     """
 
     def __init__(
@@ -42,13 +41,11 @@ class Worker:
         operations: Operations,
         carry_out: Callable[[Operation], Awaitable[Result]],
         at_once: int,
-        mine: Callable[[Operation], bool] = lambda operation: True,
     ) -> None:
         self.operations = operations
         self.journal = operations.journal
         self.carry_out = carry_out
         self.at_once = at_once
-        self.mine = mine
         self._working: set[str] = set()
         self._wake = asyncio.Event()
         self._redactor = Redactor(unmistakable=True)
@@ -77,7 +74,7 @@ class Worker:
         for operation in await self.operations.pending():
             if len(self._working) >= self.at_once:
                 return
-            if operation.id in self._working or not self.mine(operation):
+            if operation.id in self._working:
                 continue
             lease = await self.journal.take(operation.id)
             if lease is not None:
@@ -87,6 +84,8 @@ class Worker:
     async def _work(self, wanted: str, lease: Lease) -> None:
         try:
             await self._carried_out(wanted, lease)
+        except NotFoundError:
+            _logger.warning("operation %s was removed from the journal", wanted)
         except JournalError as error:  # it goes on once the journal can be written again, here or elsewhere
             _logger.warning("operation %s waits: %s", wanted, error)
             await asyncio.sleep(_PAUSE)

@@ -12,7 +12,16 @@ from agentcore.evaluation._compare import (
     score_interval,
     verdict_of,
 )
-from agentcore.evaluation._executor import Executor, Local, Place, Ran, Runner, call_program, first_error
+from agentcore.evaluation._executor import (
+    Executor,
+    Local,
+    Place,
+    Ran,
+    Runner,
+    call_program,
+    first_error,
+    place_of,
+)
 from agentcore.evaluation._interface import Interface, check_reserved, interface_of
 from agentcore.evaluation._match import ExactMatch, equal, exact_match
 from agentcore.evaluation._metric import (
@@ -89,6 +98,7 @@ __all__ = [
     "mean_interval",
     "paired",
     "paired_test",
+    "place_of",
     "resolve_executor",
     "resolve_metric",
     "score_interval",

@@ -122,7 +122,7 @@ def decode(kind: str, text: str) -> Event:
     """
     try:
         json.loads(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         raise DamagedEventError(
             f"an entry of kind {kind!r} can't be read: its content is no longer valid JSON"
         ) from None

@@ -289,9 +289,13 @@ class Journal:
         """All runs, newest first."""
         return self._streams(streams.c.destination == destination if destination is not None else sa.true())
 
-    def of_kind(self, kind: str, *, unfinished: bool = False, limit: int | None = None) -> list[Stream]:
-        """Streams of a kind, newest first."""
-        conditions = [streams.c.kind == kind, *([streams.c.finished.is_(False)] if unfinished else [])]
+    def of_kind(
+        self, kind: str, names: Sequence[str], *, unfinished: bool = False, limit: int | None = None
+    ) -> list[Stream]:
+        """Streams of a kind with one of these names, newest first."""
+        conditions = [streams.c.kind == kind, streams.c.name.in_(names)]
+        if unfinished:
+            conditions.append(streams.c.finished.is_(False))
         return self._streams(*conditions, limit=limit)
 
     def waiting(self, destination: str, stream: str | None = None) -> list[Stream]:

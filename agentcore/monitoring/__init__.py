@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from agentcore.monitoring._fields import FieldDrift, field_drift
     from agentcore.monitoring._generators import GenerationReport
     from agentcore.monitoring._models import FIGURES, EvaluationMetrics
+    from agentcore.monitoring._personal import scrubbed, texts_in
     from agentcore.monitoring._plots import plot_trends
     from agentcore.monitoring._recorded import Regression
     from agentcore.monitoring._units import shown
@@ -73,7 +74,9 @@ _MODULES = {
     "plot_trends": "_plots",
     "prediction_of": "_agents",
     "recorded_summary": "_collector",
+    "scrubbed": "_personal",
     "shown": "_units",
+    "texts_in": "_personal",
     "track_evaluation": "_evaluation_tracker",
 }
 
@@ -110,7 +113,9 @@ __all__ = [
     "plot_trends",
     "prediction_of",
     "recorded_summary",
+    "scrubbed",
     "shown",
+    "texts_in",
     "track_evaluation",
 ]
 

@@ -11,13 +11,13 @@ from agentcore.api._arms import (
     BUCKETS,
     ArmCounter,
     ArmTotals,
+    Tally,
     always_valid,
     arm_of,
     bucket_of,
     claims_of,
     compared,
     pair_stream,
-    totals_of,
 )
 from agentcore.api._events import FeedbackGiven
 
@@ -49,6 +49,13 @@ def test_buckets_are_independent_of_arms():
     assert counts.max() < 45
 
 
+def tallied(*events):
+    tally = Tally()
+    for event in events:
+        tally.add(event)
+    return tally
+
+
 def totals(rng, requests, rate, milliseconds=100.0, keys=None, spread=0.0):
     """A version's totals. With `keys`, each of them has its own rate."""
     counter = ArmCounter()
@@ -57,7 +64,7 @@ def totals(rng, requests, rate, milliseconds=100.0, keys=None, spread=0.0):
     for name in names:
         failed = rng.random() < own[name]
         counter.add("1", name, None if failed else milliseconds * math.exp(rng.gauss(0, 0.5)))
-    return totals_of([counter.event()], "1")
+    return tallied(counter.event()).totals("1")
 
 
 def test_a_real_difference_is_proven_and_none_is_not():
@@ -165,7 +172,7 @@ def test_totals_over_processes_and_ratings():
         FeedbackGiven(request_id="s", version="2", bucket=4, score=0.5),
     ]
     found = compared(
-        "loan", 0.1, {"champion": "1", "challenger": "2"}, [early, one.event(), two.event(), *rated]
+        "loan", 0.1, {"champion": "1", "challenger": "2"}, tallied(early, one.event(), two.event(), *rated)
     )
     assert (found.champion.requests, found.champion.errors) == (3, 1)
     assert found.champion.latency_ms == pytest.approx(100.0, rel=1e-3)
@@ -175,5 +182,5 @@ def test_totals_over_processes_and_ratings():
 
 
 def test_without_a_challenger():
-    found = compared("loan", 0.1, {"champion": "1"}, [])
+    found = compared("loan", 0.1, {"champion": "1"}, Tally())
     assert (found.champion, found.summary) == (None, "there is no challenger")

@@ -13,7 +13,7 @@ from agentcore.settings import MLflowConfig
 
 
 async def made(config: MLflowConfig) -> Operations:
-    return Operations(await asyncio.to_thread(open_journal), config)
+    return Operations(await asyncio.to_thread(open_journal), config, ["colour"])
 
 
 async def requested(operations: Operations, number: int = 0):

@@ -173,8 +173,6 @@ def serves_an_agent(compose: Compose, directory: Path) -> None:
     """The profile api: two replicas on one port and one journal; one is killed while it optimizes."""
     programs, data = example(directory), directory / "data"
     make_data(str(data / "evaluation"))
-    told = compose("--profile", "api", "run", "--rm", "api", check=False).decode()
-    expect("AGENTCORE_API_TOKENS" in told or "the token is" in told, f"without tokens: {told[-800:]}")
     compose.write(
         COMPOSE_PROFILES="api",
         MLFLOW_TRACKING_URI=STACK.uri,
