@@ -24,8 +24,8 @@ def applications(rows: int, seed: int, *, recession: bool = False) -> list[dict[
 
 def application(draw: random.Random, request_id: str, recession: bool) -> dict[str, Any]:
     """One application."""
-    income = round(max(15_000, draw.gauss(58_000 if recession else 75_000, 22_000)), -2)
-    amount = round(income * draw.uniform(0.5, 6.5 if recession else 5.5), -3)
+    income = round(max(15_000, draw.gauss(58_000 if recession else 75_000, 22_000)) / 100) * 100
+    amount = round(income * draw.uniform(0.5, 6.5 if recession else 5.5) / 1000) * 1000
     score = min(850, max(450, round(draw.gauss(680, 70))))
     burden = amount / income
     if score < 590 or burden > (4.1 if recession else 4.8):
