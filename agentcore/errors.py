@@ -57,7 +57,7 @@ class LMUnavailableError(EvaluationError):
 
 
 class TooBusyError(AgentCoreError):
-    """More is waiting than may."""
+    """Too many requests or operations are waiting."""
 
 
 class AddressInUseError(AgentCoreError):

@@ -180,8 +180,8 @@ class ApiSettings(_EnvSettings):
     """`AGENTCORE_API_TOKENS`: who may do what, as `name:role:token`, separated by commas or spaces; the roles
     are read, run and promote, each including the ones before it."""
     allowed_hosts: str = ""
-    """`AGENTCORE_API_ALLOWED_HOSTS`: the host names by which clients reach the API, separated by commas; on
-    loopback, in addition to localhost. Empty for any."""
+    """`AGENTCORE_API_ALLOWED_HOSTS`: the host names by which clients reach the API, separated by commas;
+    localhost is always allowed. Empty: any name, but on loopback only localhost."""
     max_body_mb: float = Field(default=10.0, gt=0)
     """`AGENTCORE_API_MAX_BODY_MB`: the size limit for a request's body, in MiB."""
     rate: int = Field(default=6000, gt=0)

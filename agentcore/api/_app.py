@@ -154,4 +154,4 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 async def _unknown(request: Request, error: Exception) -> Response:
-    return problem(500, "Internal Server Error", "something unexpected failed; the server's log has more")
+    return problem(500, "Internal Server Error", "unexpected error: see the server's log")

@@ -228,7 +228,9 @@ def _claim(
     what = "ratings" if figure == "score" else "answers" if figure == "latency_ms" else "requests"
     buckets = min(int((sizes > 0).sum()) for _, sizes in samples)
     if min(counts) < _FEWEST or buckets < _FEWEST_BUCKETS:
-        note = f"needs {_FEWEST} {what} of each version, from {_FEWEST_BUCKETS} keys or more"
+        note = (
+            f"needs {_FEWEST} {what} of each version, spread over at least {_FEWEST_BUCKETS} buckets of keys"
+        )
         return ArmClaim(
             figure=figure, difference=None, low=None, high=None, p_value=1.0, verdict="not proven", note=note
         )

@@ -49,7 +49,7 @@ class Surroundings:
         """
         if not self.agents.get(agent).allows(wanted):
             raise NotFoundError(
-                f"data set {wanted!r} isn't one of agent {agent!r}: the datasets of agents.toml say which are"
+                f"agent {agent!r} may not use data set {wanted!r}: add it to its datasets in agents.toml"
             )
         name, _, version = wanted.partition("/")
         manager = self.datasets()

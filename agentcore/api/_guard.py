@@ -141,7 +141,7 @@ class Guard:
 
         async def bounded() -> Message:
             nonlocal received, complete
-            if complete:  # what comes now is that the client has gone
+            if complete:  # only a disconnect can follow
                 return await receive()
             try:
                 async with asyncio.timeout(max(0.0, deadline - time.monotonic())):

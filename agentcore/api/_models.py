@@ -144,7 +144,7 @@ class PredictRequest(_Request):
     inputs: dict[str, Any] = Field(max_length=200)
     """The program's inputs by name."""
     key: str | None = Field(default=None, min_length=1, max_length=256)
-    """Whoever asks: the same key gets the same version, as long as the versions and their shares stay."""
+    """Who asks. A key gets the same version until the versions or their shares change."""
 
 
 class FeedbackRequest(_Request):

@@ -51,7 +51,7 @@ class Operation:
     requested: OperationRequested
     changed_ms: int
     starts: int = 0
-    """How often a replica started it and neither ended nor released it: how often one died of it."""
+    """Starts that no replica ended or released. Unless one is at work, their processes died."""
     working: bool = False
     """Whether a replica has its lease."""
     cancel: CancelRequested | None = None
@@ -115,7 +115,7 @@ class Operations:
             wanted = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         waiting = await run_in_thread(lambda: self._streams(unfinished=True, limit=MOST_WAITING + 1))
         if len(waiting) > MOST_WAITING and all(item.id != wanted for item in waiting):
-            raise TooBusyError(f"{MOST_WAITING} operations wait already: wait for them, or cancel some")
+            raise TooBusyError(f"{MOST_WAITING} operations are waiting: try again later, or cancel some")
         first = OperationRequested(operation=kind, agent=agent, request=dict(request), by=by)
         # A stream without a destination is never delivered.
         await wait(self.journal.create(wanted, OPERATION, self._name(agent), "", first=[first]))

@@ -92,12 +92,12 @@ async def _checked(name: str, check: Callable[[], Awaitable[str | None]]) -> Che
     except (TrackingError, JournalError) as error:
         return Check(name=name, status="failed", message=str(error))
     if message is None:
-        return Check(name=name, status="skipped", message="there is none, or it can't be asked from here")
+        return Check(name=name, status="skipped", message="not used, or can't be checked from here")
     return Check(name=name, status="ok", message=message)
 
 
 def _directory(path: Path) -> str:
     existing = next(item for item in (path, *path.absolute().parents) if item.exists())
     if not existing.is_dir():
-        raise TrackingError(f"{existing} is no directory")
+        raise TrackingError(f"{existing} is not a directory")
     return f"{existing} is here"

@@ -87,7 +87,7 @@ Runner = Annotated[Caller, Depends(needs(Role.run))]
 Promoter = Annotated[Caller, Depends(needs(Role.promote))]
 Wait = Annotated[
     float,
-    Query(ge=0, le=_LONGEST_WAIT, description="Seconds to wait for the result; without one in time: 202."),
+    Query(ge=0, le=_LONGEST_WAIT, description="Seconds to wait for the result; then the reply is 202."),
 ]
 Key = Annotated[
     str | None,
@@ -95,7 +95,7 @@ Key = Annotated[
         alias="Idempotency-Key",
         min_length=1,
         max_length=200,
-        description="A second request with the same key does nothing, and is answered like the first.",
+        description="A repeated request with the same key returns the operation of the first one.",
     ),
 ]
 
@@ -103,7 +103,7 @@ router = APIRouter()
 api = APIRouter(prefix="/api/v1")
 
 
-@router.get("/health", tags=["state"], responses={503: {"description": "It isn't."}})
+@router.get("/health", tags=["state"], responses={503: {"description": "Restart the server."}})
 async def health(response: Response, service: TheService) -> dict[str, str]:
     """Whether the server is alive; if it isn't, restart it."""
     if service.failed:
@@ -138,7 +138,7 @@ async def ready(request: Request, response: Response, service: TheService) -> Re
 async def optimize(
     body: OptimizeRequest, caller: Runner, service: TheService, key: Key = None
 ) -> OperationReply:
-    """Optimize an agent's program on a data set. It goes on if a replica dies, without paying twice."""
+    """Optimize an agent's program on a data set. If a replica dies, another continues."""
     entry = service.agents.get(body.agent)
     asked = optimization_request(body.agent, entry, body)
     for name in body.algorithms:
@@ -242,7 +242,7 @@ async def operations(
 async def _operation(request: Request, operation_id: str, service: TheService) -> Operation:
     found = await service.operations.get(operation_id)
     if "/optimizations/" in request.url.path and found.requested.operation != "optimization":
-        raise NotFoundError(f"operation {operation_id} is no optimization, but: {found.requested.operation}")
+        raise NotFoundError(f"operation {operation_id} is not an optimization: {found.requested.operation}")
     return found
 
 
@@ -257,7 +257,7 @@ async def show(operation: TheOperation, caller: Reader, service: TheService) -> 
 async def cancel(operation: TheOperation, caller: Runner, service: TheService) -> OperationReply:
     """Stop it. What an optimization has found so far stays in its run."""
     if operation.requested.operation in ("promotion", "rollback") and caller.role < Role.promote:
-        raise HTTPException(403, f"token {caller.name!r} may not stop what moves an alias")
+        raise HTTPException(403, f"token {caller.name!r} can't cancel it: that needs the role promote")
     found = await service.operations.cancel(operation, caller.name)
     service.worker.wake()
     return await service.operations.shown(found)

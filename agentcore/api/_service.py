@@ -79,7 +79,7 @@ class Service:
                 group.create_task(self.worker.run())
 
     def _ended(self, task: "asyncio.Task[None]") -> None:
-        """An error that nothing handles must not leave a server that looks well: /health then fails."""
+        """After an unhandled error, /health fails: a broken server must not look healthy."""
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failed = True
             _logger.critical("the server's background work has ended", exc_info=error)
@@ -94,7 +94,7 @@ class Service:
         return self.serving[agent]
 
     async def _warm(self) -> None:
-        """Do what the first requests would have to wait for; whatever fails here, they tell."""
+        """Load what the first requests would wait for. If that fails, those requests report it."""
         for serving in self.serving.values():
             try:
                 if not is_offline(await run_in_thread(serving.model)):
@@ -116,6 +116,6 @@ class Service:
         """Deliver what replicas that are gone left in the journal."""
         tracker = RunTracker(self.config)
         while True:
-            with contextlib.suppress(TrackingError, JournalError):  # the next turn tries again; /ready tells
+            with contextlib.suppress(TrackingError, JournalError):  # retried next time; /ready reports it
                 await tracker.deliver_backlog(_DELIVER_SECONDS)
             await asyncio.sleep(_DELIVER_SECONDS)

@@ -184,7 +184,7 @@ class Serving:
         pair = await self._serving()
         if request.version not in pair.values():
             served = ", ".join(sorted(set(pair.values())))
-            raise ConfigurationError(f"version {request.version} isn't served now, but {served}")
+            raise ConfigurationError(f"version {request.version} isn't being served; served now: {served}")
         key = request.key if request.key is not None else request.request_id
         given = FeedbackGiven(
             request_id=request.request_id, version=request.version, bucket=bucket_of(key), score=request.score
@@ -209,7 +209,7 @@ class Serving:
             return await run_in_thread(lambda: self._compared(share, versions, stream))
 
     def _compared(self, share: float, versions: dict[Arm, str], stream: str) -> ArmsReply:
-        # Others may write to the journal: what is no possible count is left out.
+        # Others may write to the journal: impossible counts are skipped.
         for entry in self.journal.read(stream, self._tally.seq, lenient=True):
             self._tally.add(entry.event)
             self._tally.seq = entry.seq

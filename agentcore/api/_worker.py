@@ -25,7 +25,7 @@ _POLL = 1.0
 _PAUSE = 5.0
 """Seconds before the next look after the journal couldn't be reached."""
 _DEATHS = 3
-"""An operation that as many processes have died of is given up, instead of taking down all replicas."""
+"""An operation fails once this many processes have died while working on it: it must not kill them all."""
 
 
 class Worker:
@@ -104,8 +104,8 @@ class Worker:
             return await self._end(
                 lease,
                 "failed",
-                error=f"{operation.starts} processes ended while they worked on it, perhaps because of it: "
-                "look at their logs and at their memory limit",
+                error=f"{operation.starts} processes died while working on it, perhaps because of it: "
+                "check their logs and memory limits",
             )
         await self.journal.write(wanted, [OperationStarted(replica=socket.gethostname())], lease=lease)
         what = operation.requested
@@ -135,7 +135,7 @@ class Worker:
         await self._end(lease, "completed", run_id, result)
 
     async def _cancelled_by_request(self, wanted: str, work: "asyncio.Future[Result]") -> None:
-        """Return once somebody has asked to stop the operation, and the work is told to."""
+        """Cancel the work once somebody has asked to stop the operation."""
         while True:
             await asyncio.sleep(_POLL)
             with contextlib.suppress(JournalError):
@@ -156,7 +156,7 @@ class Worker:
         _logger.info("operation %s: %s", lease.stream, status)
 
     async def _release(self, lease: Lease, reason: str) -> None:
-        with contextlib.suppress(JournalError):  # then it counts as a death, of which there may be three
+        with contextlib.suppress(JournalError):  # then this start counts as a death
             await asyncio.shield(self._write(lease, OperationReleased(reason=reason)))
             _logger.info("operation %s is left to another replica: %s", lease.stream, reason)
 

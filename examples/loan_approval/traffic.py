@@ -1,4 +1,4 @@
-"""Asks the API like customers would, and tells it how good the answers were.
+"""Sends requests as customers would, and rates the answers.
 
     python examples/loan_approval/traffic.py http://127.0.0.1:8000 2000
 

@@ -78,7 +78,7 @@ def test_a_real_difference_is_proven_and_none_is_not():
     assert latency.low < 0.5 < latency.high
     assert (score.verdict, score.note) == (
         "not proven",
-        "needs 100 ratings of each version, from 20 keys or more",
+        "needs 100 ratings of each version, spread over at least 20 buckets of keys",
     )
     better = claims_of(totals(rng, 9_000, 0.15), totals(rng, 1_000, 0.05))[0]
     assert better.verdict == "better"

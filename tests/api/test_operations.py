@@ -99,7 +99,7 @@ async def test_only_what_the_list_allows(served):
     async with running(served.config, {AGENT: entry(limits={"max_lm_calls": 100})}) as client:
         for change, code, told in (
             ({"agent": "other"}, 404, "no agent 'other'"),
-            ({"dataset_name": "secret_rows"}, 404, "isn't one of agent"),
+            ({"dataset_name": "secret_rows"}, 404, "may not use data set"),
             ({"dataset_name": "colours_missing"}, 404, "colours_missing"),
             ({"dataset_name": "colours/v9"}, 404, "v9"),
             ({"dataset_name": "../../etc/passwd"}, 422, "dataset_name"),

@@ -98,7 +98,7 @@ async def test_it_answers_while_mlflow_is_away(served, monkeypatch):
 
         monkeypatch.setattr(client.service.overview, "_read", away)
         async with asyncio.timeout(20):  # what had begun before may still end well
-            while "Shown is the state of" not in (text := Page((await client.get("/")).text).text):
+            while "This is the state as of" not in (text := Page((await client.get("/")).text).text):
                 await client.service.overview.refresh(AGENT)
         assert "doesn't answer" in text.replace("&#39;", "'")
         assert "version 1" in text

@@ -220,7 +220,7 @@ def test_a_killer_is_given_up(replica, config, tmp_path):
         assert server.process.wait(60) == 9
     last = replica(**environment).ready()
     (found,) = until(lambda: [item for item in last.get("operations") if item["status"] == "failed"])
-    assert "3 processes ended" in found["error"]
+    assert "3 processes died" in found["error"]
 
 
 def test_200_connections_and_a_large_body(replica, config, tmp_path):

@@ -133,7 +133,7 @@ async def test_what_kills_its_process_is_given_up(config):
     await stopped(worker)
     ended = (await operations.get(found.id)).ended
     assert (ended.status, calls) == ("failed", [])
-    assert "3 processes ended while they worked on it" in ended.error
+    assert "3 processes died while working on it" in ended.error
 
 
 async def test_failures(config, caplog):
