@@ -4,9 +4,9 @@
 
 It saves `loan_approval_train`, `loan_approval_test_set`, `baseline_v1` and `current_month` in
 `AGENTCORE_DATA` (data/evaluation). The expected outcomes are those of an underwriter who errs at times. In
-`current_month`, incomes have fallen, loans are larger in relation to them, and the underwriter is stricter, which the
-agent doesn't know. `loan_approval_train` has only what the program takes and gives: what is in a training set
-may end up in prompts.
+`current_month`, incomes have fallen, loans are larger in relation to them, and the underwriter is stricter,
+which the agent doesn't know. `loan_approval_train` has only what the program takes and gives: what is in a
+training set may end up in prompts.
 """
 
 import random

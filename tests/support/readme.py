@@ -80,7 +80,7 @@ def outputs(text: str) -> list[str]:
             line = re.sub(r"\b[0-9a-f]{8,64}\b", "ID", line)
             line = re.sub(r"\d{4}-\d\d-\d\d[T ][\d:]+(Z| UTC)?", "TIME", line)
             line = re.sub(r"[\d,.]+ (ms|s|/s)\b", "DURATION", line)
-            line = re.sub(r"[\d,]+ of [\d,]+ rows …", "", line)
+            line = re.sub(r'"duration_ms":[\d.]+|[\d,]+ of [\d,]+ rows …', "", line)
             found.append(re.sub(r"[\s─━│┃┌┐└┘┏┓┗┛├┤┼┴┬┡┩╇]+", " ", line).strip())
     return [line for line in found if line]
 
