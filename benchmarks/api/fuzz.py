@@ -13,7 +13,21 @@ import httpx
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 
-from benchmarks.api._server import TOKEN, served
+from benchmarks.api._server import AGENT, TOKEN, served
+
+
+def aim(case: Any, number: int) -> None:
+    """Let most cases name the agent and its data sets: others only get as far as a 404."""
+    if number % 4 and "agent" in (case.path_parameters or {}):
+        case.path_parameters["agent"] = AGENT
+    if number % 3 and isinstance(case.body, dict):
+        for name in ("dataset_name", "baseline_dataset", "current_dataset"):
+            if name in case.body:
+                case.body[name] = "loan_approval_test_set"
+        if "agent" in case.body:
+            case.body["agent"] = AGENT
+        if "inputs" in case.body and number % 2:
+            case.body["inputs"] = {"annual_income": number, "credit_score": 700, "loan_amount": "100"}
 
 
 def main() -> None:
@@ -30,7 +44,7 @@ def main() -> None:
         operations = [
             item for item in operations if not item.path.endswith("/events")
         ]  # endless without a worker
-        each = -(-wanted // (2 * len(operations)))
+        each = round(1.3 * wanted / (2 * len(operations)))  # some operations have too few different requests
         for operation in operations:
             for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
 
@@ -43,6 +57,7 @@ def main() -> None:
                     suppress_health_check=list(HealthCheck),
                 )
                 def send(case: Any) -> None:
+                    aim(case, sum(codes.values()))
                     sent = case.as_transport_kwargs(base_url=server.url)
                     sent.pop("cookies", None)
                     given_headers = {
