@@ -1,6 +1,5 @@
 """`agentcore serve`."""
 
-import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +33,8 @@ def serve(
     ] = False,
 ) -> None:
     """Serve the HTTP API and its page."""
+    import logging
+
     import_from_here()
     from agentcore.settings import ApiSettings
 
