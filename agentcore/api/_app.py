@@ -136,10 +136,16 @@ async def _invalid(request: Request, error: Exception) -> Response:
     """What is wrong with a request, without repeating what was sent."""
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    told = [
-        f"{'.'.join(str(part)[:60] for part in item['loc'] if part != 'body')}: {item['msg']}".lstrip(": ")
-        for item in found[:_SHOWN]
-    ]
+    told = []
+    for item in found[:_SHOWN]:
+        where = item["loc"][1:] if item["loc"][:1] == ("body",) else item["loc"]
+        if item["type"] == "json_invalid":
+            reason = item.get("ctx", {}).get("error")
+            told.append(f"the body is not JSON: {reason}, at character {where[-1]}")
+        elif not where:
+            told.append("send a JSON body" if item["type"] == "missing" else str(item["msg"]))
+        else:
+            told.append(f"{'.'.join(str(part)[:60] for part in where)}: {item['msg']}")
     if len(found) > _SHOWN:
         told.append(f"and {len(found) - _SHOWN} more")
     return problem(422, "Unprocessable Content", "; ".join(told))

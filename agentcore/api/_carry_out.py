@@ -48,8 +48,10 @@ class Surroundings:
             NotFoundError: it isn't allowed, or there is none.
         """
         if not self.agents.get(agent).allows(wanted):
+            known = ", ".join(self.agents.get(agent).datasets) or "none"
             raise NotFoundError(
-                f"agent {agent!r} may not use data set {wanted!r}: add it to its datasets in agents.toml"
+                f"agent {agent!r} may not use data set {wanted!r}: add it to its datasets in agents.toml, "
+                f"which are: {known}"
             )
         name, _, version = wanted.partition("/")
         manager = self.datasets()
@@ -138,8 +140,9 @@ class Carrier:
     async def _promote(self, operation: Operation, entry: AgentEntry) -> Result:
         asked = PromoteRequest.model_validate(operation.requested.request)
         registry = self._registry(operation, entry)
+        model = await run_in_thread(entry.model)
         found = await registry.promote(
-            asked.run, asked.to, metric=entry.metric, lm=await run_in_thread(entry.model)
+            asked.run, asked.to, metric=entry.metric, lm=model, dry_run=asked.dry_run
         )
         return found.run_id, jsonable({**found.as_dict(), "summary": str(found)})
 

@@ -105,12 +105,13 @@ class Guard:
         if caller is None and path not in _PUBLIC and not path.startswith("/static/"):
             if path == "/" or path.startswith("/agents/"):
                 return RedirectResponse("/login", 303)
-            return problem(
-                401,
-                "Unauthorized",
-                "send the header Authorization: Bearer TOKEN, with one of AGENTCORE_API_TOKENS",
-                {"WWW-Authenticate": "Bearer"},
-            )
+            why = "send the header Authorization: Bearer TOKEN, with one of AGENTCORE_API_TOKENS"
+            if headers.get("authorization", "").lower().startswith("bearer "):
+                why = "this token is unknown: AGENTCORE_API_TOKENS of the server has the known ones"
+            return problem(401, "Unauthorized", why, {"WWW-Authenticate": "Bearer"})
+        if path.startswith("/api/") and method == "POST" and not _is_json(headers):
+            why = "send the body as JSON, with the header Content-Type: application/json"
+            return problem(415, "Unsupported Media Type", why)
         return self._too_large(headers.get("content-length"))
 
     def _caller(self, scope: Scope, headers: Headers) -> Caller | None:
@@ -155,6 +156,14 @@ class Guard:
             return message
 
         return bounded
+
+
+def _is_json(headers: Headers) -> bool:
+    """Whether there is no body, or it is said to be JSON: a page's form can't say so."""
+    kind = headers.get("content-type")
+    if kind is None:
+        return headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+    return kind.partition(";")[0].strip().lower() == "application/json"
 
 
 def _host_in(headers: Headers) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from agentcore.api._events import Kind
 
@@ -19,6 +19,11 @@ Status = Literal["queued", "running", "cancelling", "completed", "failed", "canc
 Setting = bool | Annotated[int, Field(ge=0, le=1_000_000)] | Annotated[float, Field(ge=0, le=1_000_000)]
 
 LARGEST = 1_000_000_000
+
+
+def _as_text(value: Any) -> Any:
+    """A version's number as its text."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 _MOST_PARTS = 1000
@@ -113,9 +118,11 @@ class PromoteRequest(_Request):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"run": "best", "to": "production"}]})
 
-    run: str = Field(default="best", max_length=64, pattern=r"^(best|[0-9a-f]{4,32})$")
-    """An optimization's id, a prefix of it, or `best`."""
+    run: str = Field(max_length=64, pattern=r"^(best|[0-9a-f]{4,32})$")
+    """An optimization's id, a prefix of it, or `best`: what `agentcore best` shows."""
     to: Literal["production", "staging"] = "production"
+    dry_run: bool = False
+    """Only say what the gate's look would cost; measure nothing."""
 
 
 class RollbackRequest(_Request):
@@ -123,7 +130,7 @@ class RollbackRequest(_Request):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"to": None}]})
 
-    to: str | None = Field(default=None, pattern=r"^\d{1,9}$")
+    to: Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^\d{1,9}$")] | None = None
     """Its number; default: the previous one."""
 
 
@@ -157,8 +164,8 @@ class FeedbackRequest(_Request):
     )
 
     request_id: str = Field(pattern=r"^[0-9a-f]{32}$")
-    version: str = Field(pattern=r"^\d{1,9}$")
-    score: float = Field(ge=0, le=1)
+    version: Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^\d{1,9}$")]
+    score: float = Field(ge=0, le=1, strict=True)
     """1 for a right answer, 0 for a wrong one, or anything between."""
     key: str | None = Field(default=None, min_length=1, max_length=256)
     """The key of the request, if it had one."""

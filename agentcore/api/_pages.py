@@ -107,6 +107,7 @@ async def overview(request: Request, service: TheService) -> Response:
         "overview.html",
         request,
         agents=service.overview.agents(),
+        problems={name: item.problem for name, item in service.serving.items()},
         operations=operations,
         stages=STAGES,
         error=error,

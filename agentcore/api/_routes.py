@@ -52,12 +52,13 @@ def _errors(*more: int) -> Errors:
         408: "The body took too long to arrive.",
         409: "It has already ended, or the key was used for another request.",
         413: "The body is too large.",
+        415: "The body isn't JSON, or isn't said to be.",
         422: "A field is wrong; the detail says which.",
         429: "Too many requests: try again after Retry-After seconds.",
         503: "MLflow, the journal or the language model can't be reached.",
         504: "The program took too long.",
     }
-    every = (400, 401, 403, 408, 413, 422, 429, 503)
+    every = (400, 401, 403, 408, 413, 415, 422, 429, 503)
     return {code: {"description": told[code], "content": content} for code in sorted({*every, *more})}
 
 
@@ -164,6 +165,7 @@ async def evaluate_dataset(
 ) -> OperationReply:
     """Evaluate an agent on a data set; the run goes to its evaluation experiment."""
     await _check_data(service, agent, body.dataset_name, body.target_field)
+    await _check_agent(service, agent)
     operation = await _requested(service, "evaluation", agent, body, caller, key)
     return await _awaited(service, operation, wait, response)
 
@@ -185,6 +187,7 @@ async def detect_drift(
     """Compare an agent on current data with a baseline."""
     for name in (body.baseline_dataset, body.current_dataset):
         await _check_data(service, agent, name, body.target_field)
+    await _check_agent(service, agent)
     operation = await _requested(service, "drift", agent, body, caller, key)
     return await _awaited(service, operation, wait, response)
 
@@ -237,6 +240,16 @@ async def operations(
     """The newest operations, newest first."""
     found = await service.operations.recent(limit, unfinished=unfinished)
     return [await service.operations.shown(item) for item in found]
+
+
+@api.get("/optimizations", tags=["optimizations"], responses=_errors())
+async def optimizations(
+    caller: Reader, service: TheService, limit: Annotated[int, Query(ge=1, le=200)] = 20
+) -> list[OperationReply]:
+    """The newest optimizations, newest first."""
+    recent = await service.operations.recent(200)
+    found = [item for item in recent if item.requested.operation == "optimization"]
+    return [await service.operations.shown(item) for item in found[:limit]]
 
 
 async def _operation(request: Request, operation_id: str, service: TheService) -> Operation:
@@ -331,6 +344,12 @@ async def _check_data(service: Service, agent: str, dataset: str, target: str | 
     found = await run_in_thread(lambda: service.where.dataset(agent, dataset))
     if target is not None and target not in found.fields:
         raise DataError(f"{found.full_name} has no field {target!r}; it has {', '.join(found.fields)}")
+
+
+async def _check_agent(service: Service, agent: str) -> None:
+    """Raise `NotFoundError` if what is to be evaluated is the champion, and there is none."""
+    if service.agents.get(agent).func is None:
+        await service.serving_of(agent).champion()
 
 
 async def _requested(

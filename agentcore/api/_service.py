@@ -6,7 +6,6 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from agentcore._imports import import_litellm
 from agentcore._redaction import first_line
 from agentcore._threads import run_in_thread
 from agentcore.api._agents import Agents
@@ -16,9 +15,8 @@ from agentcore.api._overview import Overview
 from agentcore.api._ready import Readiness
 from agentcore.api._serving import Serving
 from agentcore.api._worker import Worker
-from agentcore.errors import JournalError, TrackingError
+from agentcore.errors import AgentCoreError, JournalError, TrackingError
 from agentcore.journal import open_journal
-from agentcore.lm import is_offline
 from agentcore.settings import ApiSettings, MLflowConfig
 from agentcore.tracking import RunTracker
 
@@ -97,11 +95,11 @@ class Service:
         """Load what the first requests would wait for. If that fails, those requests report it."""
         for serving in self.serving.values():
             try:
-                if not is_offline(await run_in_thread(serving.model)):
-                    await run_in_thread(import_litellm)
                 await serving.warm()
-            except Exception as error:  # noqa: BLE001 - logged; the requests raise it again
-                _logger.warning("agent %s is not ready: %s", serving.agent, first_line(error))
+            except Exception as error:  # noqa: BLE001 - shown and logged; the requests raise it again
+                known = isinstance(error, AgentCoreError)
+                serving.problem = str(error) if known else first_line(error)
+                _logger.warning("agent %s is not ready: %s", serving.agent, serving.problem)
 
     async def _flush(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from typing import Any
 
 import dspy
 
+from agentcore._imports import import_litellm, import_object
 from agentcore._json import jsonable
 from agentcore._redaction import first_line
 from agentcore._threads import run_in_thread
@@ -32,9 +33,9 @@ from agentcore.errors import (
     TooBusyError,
     TrackingError,
 )
-from agentcore.evaluation import call_program, check_reserved, interface_of, place_of
+from agentcore.evaluation import call_program, check_reserved, interface_of, place_of, resolve_metric
 from agentcore.journal import Journal, wait
-from agentcore.lm import is_lm_failure, lm_secrets, resolve_lm
+from agentcore.lm import is_lm_failure, is_offline, lm_secrets, resolve_lm
 from agentcore.monitoring import (
     AsyncAgentTracker,
     get_metrics_collector,
@@ -136,6 +137,8 @@ class Serving:
         self._reading = asyncio.Lock()
         self._tallied, self._tally = "", Tally()
         self._lm: Any = None
+        self.problem: str | None = None
+        """What was wrong with the agent when the server started."""
 
     # Requests
 
@@ -229,9 +232,32 @@ class Serving:
         return resolve_lm(self.entry.model())
 
     async def warm(self) -> None:
-        """Load the versions before the first request, if there are any."""
+        """Import what `agents.toml` names, and load the versions, before the first request.
+
+        Raises:
+            ConfigurationError: something can't be imported.
+        """
+        await run_in_thread(self._check_imports)
+        if not is_offline(await run_in_thread(self.model)):
+            await run_in_thread(import_litellm)
         with suppress(AgentCoreError):
             await self._serving()
+
+    def _check_imports(self) -> None:
+        for path, what in ((self.entry.program, "program"), (self.entry.func, "func")):
+            if path is not None and ":" in path and "->" not in path:
+                import_object(path, what)
+        if self.entry.metric is not None:
+            resolve_metric(self.entry.metric)
+
+    async def champion(self) -> str:
+        """The version in production.
+
+        Raises:
+            NotFoundError: there is none.
+            ArtifactError, TrackingError: it can't be loaded.
+        """
+        return (await self._versions["champion"].get()).version
 
     async def flush(self) -> None:
         """Write the totals of the current pair to the journal.
@@ -405,10 +431,15 @@ def checked_inputs(program: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     lacking = [name for name in interface.required if name not in inputs]
     if lacking:
         raise DataError(f"inputs: the program needs {', '.join(map(repr, lacking))}")
-    try:
-        return {name: interface.typed(name, value) for name, value in inputs.items()}
-    except ValueError as error:
-        raise DataError(f"inputs: {error}") from None
+    found = {}
+    for name, value in inputs.items():
+        if value is None and not interface.allows_none(name):
+            raise DataError(f"inputs.{name}: null, but the program needs a value")
+        try:
+            found[name] = interface.typed(name, value)
+        except ValueError as error:
+            raise DataError(f"inputs.{name}: {error}") from None
+    return found
 
 
 def _digest(key: str) -> str:

@@ -178,7 +178,9 @@ def stored_or_file(text: str | None) -> Any:
     if text in BUILTIN_DATASETS or not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", text):
         return text
     manager = manager_of(None)
-    return manager.load_dataset(name, version or None) if manager.exists(name) else text
+    if manager.exists(name) or manager.list_datasets():  # if not, the error says which there are
+        return manager.load_dataset(name, version or None)
+    return text
 
 
 def _print_saved(found: "StoredDataset") -> None:

@@ -51,10 +51,19 @@ def serve(
     config = tracking_config()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("agentcore").setLevel(logging.INFO)
-    err.print("[bold]agentcore[/] · loading DSPy and MLflow …")
-    from agentcore.api import Tokens, create_app
+    from agentcore.journal import open_journal
+    from agentcore.settings import shown_uri
+
+    journal = open_journal()
+    place = f"tracking in {shown_uri(config.tracking_uri)} · journal at {journal.location}"
+    err.print(
+        f"[bold]agentcore[/] · {place} · loading DSPy and MLflow …",
+        soft_wrap=True,
+    )
+    from agentcore.api import Tokens, create_app, read_agents
     from agentcore.api import serve as serve_app
 
+    allowed = read_agents(settings.agents)
     tokens = None
     if not no_auth and settings.tokens is None:
         if settings.host not in ("127.0.0.1", "localhost", "::1"):
@@ -64,7 +73,7 @@ def serve(
             )
         tokens, text = Tokens.make()
         note(f"AGENTCORE_API_TOKENS is not set; until this command ends, the token is: {text}")
-    app = create_app(settings.agents, config=config, settings=settings, tokens=tokens, open_to_all=no_auth)
+    app = create_app(allowed, config=config, settings=settings, tokens=tokens, open_to_all=no_auth)
 
     def ready(url: str) -> None:
         err.print(f"serving {url} (Ctrl-C to stop)", soft_wrap=True)

@@ -176,6 +176,11 @@ def _told(where: str) -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError) as error:
+        if getattr(error, "response", {}).get("Error", {}).get("Code") == "NotImplemented":
+            raise StorageError(
+                f"{where}: this S3 server has no conditional writes (If-None-Match), without which two "
+                "writers could overwrite each other's version. Use another server, or a directory"
+            ) from None
         raise StorageError(
             f"{where}: {error}. Check the bucket, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and "
             "MLFLOW_S3_ENDPOINT_URL"

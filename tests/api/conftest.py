@@ -42,7 +42,9 @@ async def running(
         config=config,
         settings=ApiSettings(**{"tokens": SecretStr(TOKENS), "rate": 1_000_000, **settings}),
     )
-    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    headers = {"Content-Type": "application/json"}
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

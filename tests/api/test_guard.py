@@ -214,7 +214,7 @@ async def test_pages_of_others_cannot_use_an_open_api(config, data):
         reply = await client.post(
             "/api/v1/colour/evaluate_dataset", content=b'{"dataset_name": "colours"}', headers=form
         )
-        assert reply.status_code == 422
+        assert reply.status_code == 415
 
 
 async def test_headers_and_errors(config, data, caplog):
@@ -226,8 +226,20 @@ async def test_headers_and_errors(config, data, caplog):
         for path, code in (("/api/v1/nobody/champion", 404), ("/api/v1/nothing", 404), ("/docs", 404)):
             reply = await client.get(path)
             assert (reply.status_code, reply.headers["content-type"]) == (code, "application/problem+json")
-        reply = await client.post("/api/v1/colour/predict", content=b"{")
-        assert reply.status_code == 422
+        for content, kind, code, told in (
+            (b"{", "application/json", 422, "the body is not JSON: "),
+            (b"", "application/json", 422, "send a JSON body"),
+            (b"{}", "text/plain", 415, "Content-Type: application/json"),
+            (b"thing=leaf", "application/x-www-form-urlencoded", 415, "Content-Type: application/json"),
+            (b"{}", "application/json; charset=utf-8", 422, "inputs: Field required"),
+        ):
+            sent = {"Content-Type": kind}
+            reply = await client.post("/api/v1/colour/predict", content=content, headers=sent)
+            assert (reply.status_code, told in reply.json()["detail"]) == (code, True), reply.text
+        reply = await client.post("/api/v1/colour/predict", json={"inputs": {"a": 1}, "body": 2})
+        assert "body: Extra inputs" in reply.json()["detail"]
+        reply = await client.get("/api/v1/operations", headers=by("unknown-token-0123456789"))
+        assert "this token is unknown" in reply.json()["detail"]
         # What was sent is not repeated: it may be personal.
         reply = await client.post("/api/v1/colour/predict", json={"inputs": "Jane Doe 1980"})
         assert reply.status_code == 422

@@ -65,6 +65,7 @@ async def test_an_optimization(served):
         assert found["result"]["verdict"] in ("better", "not proven")
         same = (await client.get(f"/api/v1/optimizations/{found['id']}")).json()
         assert same == found
+        assert [item["id"] for item in (await client.get("/api/v1/optimizations")).json()] == [found["id"]]
         listed = (await client.get("/api/v1/operations")).json()
         assert [item["id"] for item in listed] == [found["id"]]
     run = served.client().get_run(found["run_id"])
@@ -148,6 +149,10 @@ async def test_drift_promotion_and_rollback(served):
         # The gate refuses a worse program; that is an answer, not a failure.
         refused = (await client.post(f"/api/v1/{AGENT}/promote", json={"run": served.weak})).json()
         assert (refused["status"], refused["result"]["promoted"]) == ("completed", False)
+        assert (await client.post(f"/api/v1/{AGENT}/promote", json={})).status_code == 422
+        asked = {"run": served.weak, "dry_run": True}
+        planned = (await client.post(f"/api/v1/{AGENT}/promote", json=asked)).json()
+        assert planned["result"]["planned"] is True
         missing = (await client.post(f"/api/v1/{AGENT}/promote", json={"run": "abcdef123456"})).json()
         assert missing["status"] == "failed"
         assert "abcdef123456" in missing["error"]
@@ -157,7 +162,7 @@ async def test_drift_promotion_and_rollback(served):
     registry = served.registry()
     await registry.promote(served.weak, "production", lm="offline/knn", force="worse, for the test")
     async with running(served.config, token=PROMOTE) as client:
-        back = (await client.post(f"/api/v1/{AGENT}/rollback", json={})).json()
+        back = (await client.post(f"/api/v1/{AGENT}/rollback", json={"to": 1})).json()
         assert (back["status"], back["result"]["version"]) == ("completed", "1"), back
         now = (await client.get(f"/api/v1/{AGENT}/champion")).json()
         assert (now["version"], now["by"]) == ("1", "boss")
@@ -171,11 +176,13 @@ async def test_no_champion(config, data):
             await client.get(f"/api/v1/{AGENT}/arms"),
         ):
             assert reply.status_code == 404
-        found = (
-            await client.post(f"/api/v1/{AGENT}/evaluate_dataset", json={"dataset_name": "colours"})
-        ).json()
-        assert found["status"] == "failed"
-        assert "promote a version" in found["error"]
+        for path, body in (
+            ("evaluate_dataset", {"dataset_name": "colours"}),
+            ("detect_drift", {"baseline_dataset": "colours", "current_dataset": "colours_now"}),
+        ):
+            reply = await client.post(f"/api/v1/{AGENT}/{path}", json=body)
+            assert reply.status_code == 404
+            assert "agentcore promote" in reply.json()["detail"]
 
 
 async def test_a_function_is_evaluated(config, data):
@@ -280,3 +287,28 @@ async def test_a_shared_journal_cannot_choose_programs(served, tmp_path):
         # Another replica may know the agent; the other server's is nobody's business here.
         assert (await client.get(f"/api/v1/operations/{'f' * 32}")).json()["status"] == "queued"
         assert (await client.get(f"/api/v1/operations/{'e' * 32}")).status_code == 404
+
+
+async def test_what_cannot_be_imported_is_shown_at_once(served, caplog):
+    agents = {
+        AGENT: entry(),
+        "one": entry(program="nosuch_module:Router"),
+        "two": entry(func="tests.api.engines:nofunc"),
+        "three": entry(metric="nosuch_metric"),
+        "four": entry(lm="offline/none"),
+    }
+    async with running(served.config, agents, token=None) as client:
+        await client.post("/login", data={"token": READ})
+        async with asyncio.timeout(30):
+            while "four is not ready" not in caplog.text:
+                await asyncio.sleep(0.05)
+        page = (await client.get("/")).text
+        for name, told in (
+            ("one", "nosuch_module"),
+            ("two", "nofunc"),
+            ("three", "nosuch_metric"),
+            ("four", "offline"),
+        ):
+            assert f"{name} is not ready" in page
+            assert told in page
+        assert f"{AGENT} is not ready" not in page

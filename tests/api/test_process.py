@@ -28,7 +28,7 @@ datasets = ["colours*"]
 target_field = "colour"
 max_concurrency = 4
 """
-HEADERS = {"Authorization": f"Bearer {RUN}"}
+HEADERS = {"Authorization": f"Bearer {RUN}", "Content-Type": "application/json"}
 
 
 class Served:
@@ -270,6 +270,8 @@ def test_200_connections_and_a_large_body(replica, config, tmp_path):
         (["--host", "0.0.0.0", "--no-auth"], {}, 2, "everybody who reaches"),
         ([], {"AGENTCORE_API_TOKENS": "x"}, 2, "name:role:token"),
         (["--host", "192.0.2.1"], {}, 3, "can't listen on 192.0.2.1"),
+        ([], {"AGENTCORE_JOURNAL_URL": "postgres://nope:1/x"}, 2, "use postgresql+psycopg://"),
+        ([], {"AGENTCORE_JOURNAL_URL": "postgresql+psycopg://u:hunter22@127.0.0.1:1/x"}, 3, "journal"),
         (["--agents", "bad.toml"], {}, 2, "unknown name (did you mean metric?)"),
     ],
 )
@@ -286,6 +288,9 @@ def test_wrong_usage(tmp_path, options, environment, code, told):
     )
     assert (done.returncode, told in done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
+    assert "serving" not in done.stderr
+    assert "the token is" not in done.stderr
+    assert "hunter22" not in done.stderr
     assert READ not in done.stderr
 
 
