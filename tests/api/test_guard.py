@@ -13,6 +13,7 @@ from agentcore.settings import ApiSettings
 from tests.api.conftest import PROMOTE, READ, RUN, TOKENS, by, entry, running
 
 EVALUATE = {"dataset_name": "colours"}
+FUNCTION = {"colour": entry(func="tests.api.engines:shade")}
 PATHS = [
     ("GET", "/api/v1/operations"),
     ("GET", "/api/v1/colour/champion"),
@@ -44,7 +45,7 @@ async def test_without_a_token_nothing_answers(config, data, sent):
 
 
 async def test_roles(config, data):
-    async with running(config, token=READ) as client:
+    async with running(config, FUNCTION, token=READ) as client:
         for path, body in (
             ("optimizations", {"agent": "colour", "dataset_name": "colours"}),
             ("colour/evaluate_dataset", EVALUATE),
@@ -171,7 +172,7 @@ async def test_rates(config, data):
 
 
 async def test_hosts_and_origins(config, data):
-    async with running(config, allowed_hosts="agents.example.com") as client:
+    async with running(config, FUNCTION, allowed_hosts="agents.example.com") as client:
         for host, code in (
             ("agents.example.com", 200),
             ("AGENTS.example.com:8000", 200),

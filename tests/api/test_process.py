@@ -224,6 +224,7 @@ def test_a_killer_is_given_up(replica, config, tmp_path):
 
 
 def test_200_connections_and_a_large_body(replica, config, tmp_path):
+    (tmp_path / "agents.toml").write_text(AGENTS + 'func = "tests.api.engines:shade"\n')
     server = replica("--jobs", "0", MLFLOW_TRACKING_URI=config.tracking_uri).ready()
     body = {"dataset_name": "colours"}
 
