@@ -19,13 +19,13 @@ from agentcore._threads import run_in_thread
 from agentcore.api._agents import AgentEntry
 from agentcore.api._arms import Arm, ArmCounter, ArmsReply, Tally, arm_of, bucket_of, compared, pair_stream
 from agentcore.api._events import TRAFFIC, ArmsClosed, FeedbackGiven
+from agentcore.api._inputs import checked_inputs
 from agentcore.api._models import FeedbackRequest, PredictReply, PredictRequest
-from agentcore.data import PERSONAL, check_rows
+from agentcore.data import PERSONAL
 from agentcore.errors import (
     AgentCoreError,
     ArtifactError,
     ConfigurationError,
-    DataError,
     JournalError,
     LMUnavailableError,
     NotFoundError,
@@ -33,7 +33,7 @@ from agentcore.errors import (
     TooBusyError,
     TrackingError,
 )
-from agentcore.evaluation import call_program, check_reserved, interface_of, place_of, resolve_metric
+from agentcore.evaluation import call_program, place_of, resolve_metric
 from agentcore.journal import Journal, wait
 from agentcore.lm import is_lm_failure, is_offline, lm_secrets, resolve_lm
 from agentcore.monitoring import (
@@ -408,38 +408,6 @@ class Serving:
         stream = self._id(pair)
         await wait(self.journal.create(stream, TRAFFIC, self.agent, ""))
         return stream
-
-
-def checked_inputs(program: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The inputs of a request with the types of the program's fields. Blocking.
-
-    Raises:
-        DataError: a name or a value doesn't fit, or would change how the model is called.
-    """
-    if not inputs:
-        raise DataError("inputs: no fields")
-    check_rows([inputs], "inputs")
-    check_reserved(program, inputs, "inputs")
-    interface = interface_of(program)
-    if interface.inputs is not None:
-        unknown = [name for name in inputs if name not in interface.inputs]
-        if unknown:
-            raise DataError(
-                f"inputs: the program has no field {', '.join(map(repr, unknown))}; "
-                f"it takes {', '.join(interface.inputs)}"
-            )
-    lacking = [name for name in interface.required if name not in inputs]
-    if lacking:
-        raise DataError(f"inputs: the program needs {', '.join(map(repr, lacking))}")
-    found = {}
-    for name, value in inputs.items():
-        if value is None and not interface.allows_none(name):
-            raise DataError(f"inputs.{name}: null, but the program needs a value")
-        try:
-            found[name] = interface.typed(name, value)
-        except ValueError as error:
-            raise DataError(f"inputs.{name}: {error}") from None
-    return found
 
 
 def _digest(key: str) -> str:
