@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+import traceback
 from collections.abc import Awaitable, Callable
 
 from agentcore._redaction import Redactor, first_line
@@ -62,8 +63,8 @@ class Worker:
                 try:
                     if len(self._working) < self.at_once:
                         await self._take(group)
-                except JournalError as error:
-                    _logger.warning("operations wait: %s", error)
+                except Exception as error:  # noqa: BLE001 - logged; one look must not end all
+                    self._tell("operations wait", error)
                     pause = _PAUSE
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(pause):
@@ -86,12 +87,14 @@ class Worker:
             await self._carried_out(wanted, lease)
         except NotFoundError:
             _logger.warning("operation %s was removed from the journal", wanted)
-        except JournalError as error:  # it goes on once the journal can be written again, here or elsewhere
-            _logger.warning("operation %s waits: %s", wanted, error)
+        except Exception as error:  # noqa: BLE001 - logged; one operation must not end the others
+            # It goes on once the journal can be written again, here or elsewhere.
+            self._tell(f"operation {wanted} waits", error)
             await asyncio.sleep(_PAUSE)
         finally:
             self._working.discard(wanted)
-            await asyncio.shield(asyncio.wrap_future(self.journal.abandon(lease)))
+            with contextlib.suppress(JournalError):  # the journal tries again by itself
+                await asyncio.shield(asyncio.wrap_future(self.journal.abandon(lease)))
             self.wake()
 
     async def _carried_out(self, wanted: str, lease: Lease) -> None:
@@ -127,12 +130,20 @@ class Worker:
             raise
         except AgentCoreError as error:
             return await self._end(lease, "failed", error=str(error))
-        except Exception as error:
-            _logger.exception("operation %s failed", wanted)
+        except Exception as error:  # noqa: BLE001 - logged, and the operation has failed
+            self._tell(f"operation {wanted} failed", error)
             return await self._end(lease, "failed", error=first_line(error))
         finally:
             watching.cancel()
         await self._end(lease, "completed", run_id, result)
+
+    def _tell(self, what: str, error: Exception) -> None:
+        """Log an error; one that nobody expected with its traceback, without secrets."""
+        if isinstance(error, AgentCoreError):
+            _logger.warning("%s: %s", what, error)
+        else:
+            told = "".join(traceback.format_exception(error))
+            _logger.error("%s:\n%s", what, Redactor().text(told))
 
     async def _cancelled_by_request(self, wanted: str, work: "asyncio.Future[Result]") -> None:
         """Cancel the work once somebody has asked to stop the operation."""

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+from concurrent.futures import Future
 from contextlib import suppress
+
+import pytest
 
 from agentcore.api._events import OperationReleased, OperationStarted
 from agentcore.api._operations import Operations
@@ -199,12 +202,13 @@ async def test_a_journal_that_fails_stops_no_worker(config, monkeypatch):
     assert not failures
 
 
-async def test_secrets_stay_out_of_the_journal(config, monkeypatch):
+@pytest.mark.parametrize("kind", [LMUnavailableError, RuntimeError])
+async def test_secrets_stay_out_of_the_journal_and_the_log(config, monkeypatch, caplog, kind):
     monkeypatch.setenv("SOME_API_KEY", "sk-0123456789abcdefghij")
     operations = await made(config)
 
     async def carry_out(operation):
-        raise LMUnavailableError("refused: sk-0123456789abcdefghij")
+        raise kind("refused: sk-0123456789abcdefghij")
 
     found = await requested(operations)
     task = asyncio.create_task(Worker(operations, carry_out, 1).run())
@@ -215,3 +219,49 @@ async def test_secrets_stay_out_of_the_journal(config, monkeypatch):
     await until(over)
     await stopped(task)
     assert "sk-0123" not in (await operations.get(found.id)).ended.error
+    assert "sk-0123" not in caplog.text
+
+
+async def test_an_error_that_nobody_expected_ends_no_worker(config, monkeypatch, caplog):
+    """Not in looking for work, not in reading an operation, not in giving back its lease."""
+    monkeypatch.setattr("agentcore.api._worker._PAUSE", 0.05)
+    operations = await made(config)
+    pending, get, abandon = operations.pending, operations.get, operations.journal.abandon
+    failures = {"pending": 1, "get": 1, "abandon": 1}
+
+    def failing(name, real, error):
+        def call(*args):
+            if failures[name]:
+                failures[name] -= 1
+                raise error
+            return real(*args)
+
+        return call
+
+    def lost(lease):
+        done = abandon(lease)
+        if failures["abandon"]:
+            failures["abandon"] -= 1
+            done = Future()
+            done.set_exception(JournalError("the database is restarting"))
+        return done
+
+    found = await requested(operations)
+    operations.pending = failing("pending", pending, RecursionError("deep"))
+    operations.get = failing("get", get, ValueError("odd"))
+    operations.journal.abandon = lost
+
+    async def carry_out(operation):
+        return None, {}
+
+    task = asyncio.create_task(Worker(operations, carry_out, 1).run())
+
+    async def over():
+        return failures["get"] == 0 and (await get(found.id)).ended is not None
+
+    await until(over)
+    await asyncio.sleep(0.1)
+    assert not task.done()
+    await stopped(task)
+    assert failures == {"pending": 0, "get": 0, "abandon": 0}
+    assert "RecursionError" in caplog.text
