@@ -44,7 +44,7 @@ evaluate-drift: $(STAMP)
 	$(BIN)/agentcore drift --agent $(AGENT_NAME) --baseline $(BASELINE) --dataset $(CURRENT) $(FUNC_OPTION)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

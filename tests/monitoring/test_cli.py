@@ -105,7 +105,7 @@ def test_make_evaluate(tmp_path, config):
         text=True,
         check=True,
     )
-    assert made.stdout.count("500 rows") == 3
+    assert made.stdout.count(": 500 rows") == 3
     from agentcore.monitoring import ModelEvaluator
 
     sys.path.insert(0, str(ROOT))
