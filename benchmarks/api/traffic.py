@@ -48,8 +48,20 @@ async def work(requests: int) -> None:
         by_key: dict[str, set[str]] = {}
         for key, _, version, _ in found:
             by_key.setdefault(key, set()).add(version)
+        times = np.asarray([item for *_, item in found]) * 1000
+        alone = np.asarray([item for *_, item in one]) * 1000
+        median, p99 = np.percentile(times, (50, 99))
+        twice = sum(len(item) > 1 for item in by_key.values())
+        counted = arms["champion"]["requests"] + arms["challenger"]["requests"]
+        print(f"{requests:,} requests in {seconds:.0f} s ({requests / seconds:.0f} a second), none lost")
+        print(f"share of the challenger: {versions['2'] / requests:.2%} of the requests")
+        print(f"keys with two versions: {twice} of {len(by_key):,}")
+        print(f"counted by the comparison: {counted:,}")
+        print(f"latency with 40 connections: median {median:.0f} ms, p99 {p99:.0f} ms")
+        print(f"latency with one: median {np.median(alone):.1f} ms")
+        print(arms["summary"], flush=True)
         await asyncio.sleep(20)  # the last window
-        await RunTracker(server.config).deliver_backlog(300)
+        await RunTracker(server.config).deliver_backlog(3600)
         store = MlflowClient(server.config.tracking_uri)
         experiment = store.get_experiment_by_name(f"/Shared/ai-agents/{AGENT}")
         logged: dict[str, str] = {}
@@ -62,20 +74,8 @@ async def work(requests: int) -> None:
             token = page.token
             if not token:
                 break
-    right = sum(logged.get(request_id) == version for _, request_id, version, _ in found)
-    times = np.asarray([item for *_, item in found]) * 1000
-    alone = np.asarray([item for *_, item in one]) * 1000
-    print(f"{requests:,} requests in {seconds:.0f} s ({requests / seconds:.0f} a second), none lost")
-    print(
-        f"share of the challenger: {versions['2'] / requests:.2%}; keys with two versions: "
-        f"{sum(len(item) > 1 for item in by_key.values())} of {len(by_key):,}"
-    )
-    print(f"counted by the comparison: {arms['champion']['requests'] + arms['challenger']['requests']:,}")
-    print(f"traces in MLflow with the right version: {right:,}")
-    median, p99 = np.percentile(times, (50, 99))
-    print(f"latency with 40 connections: median {median:.0f} ms, p99 {p99:.0f} ms")
-    print(f"latency with one: median {np.median(alone):.1f} ms")
-    print(arms["summary"])
+        right = sum(logged.get(request_id) == version for _, request_id, version, _ in found)
+        print(f"traces in MLflow with the right version: {right:,}")
 
 
 def main() -> None:
