@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -326,6 +327,23 @@ def nearest(name: str, known: Sequence[str], similarity: float = 0.6) -> str:
     """` (did you mean …?)` if one of the known names is similar."""
     found = difflib.get_close_matches(name, known, 1, similarity)
     return f" (did you mean {found[0]}?)" if found else ""
+
+
+def read_toml(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file.
+
+    Args:
+        what: its name in error messages.
+
+    Raises:
+        ConfigurationError: it can't be read.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{what}: {error.strerror or error}") from None
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{what} can't be read: {error}") from None
 
 
 def check_env_file(path: Path) -> None:

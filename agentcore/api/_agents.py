@@ -1,6 +1,5 @@
 """`agents.toml`: what requests may use. They name agents and data sets listed there, and nothing else."""
 
-import tomllib
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from agentcore.errors import ConfigurationError, NotFoundError
 from agentcore.lm import given_lm
-from agentcore.settings import explain
+from agentcore.settings import explain, read_toml
 from agentcore.tracking import check_agent
 
 RESERVED = frozenset({"evaluations", "operations", "optimizations"})
@@ -127,17 +126,12 @@ def read_agents(source: str | Path | Mapping[str, Any] | Agents) -> Agents:
     if isinstance(source, Mapping):
         return _valid(source, "agents")
     path = Path(source)
-    try:
-        return _valid(tomllib.loads(path.read_text(encoding="utf-8")), str(path))
-    except FileNotFoundError:
+    if not path.exists():
         raise ConfigurationError(
             f"there is no {path}, which says what requests may use. Write one (docs/api.md), or name another "
             "file with --agents (AGENTCORE_API_AGENTS)"
-        ) from None
-    except OSError as error:
-        raise ConfigurationError(f"{path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"{path} can't be read: {error}") from None
+        )
+    return _valid(read_toml(path, str(path)), str(path))
 
 
 def _valid(content: Any, where: str) -> Agents:

@@ -110,7 +110,7 @@ class Carrier:
 
     async def _evaluate(self, operation: Operation, entry: AgentEntry) -> Result:
         asked = EvaluateRequest.model_validate(operation.requested.request)
-        evaluator = self._evaluator(operation, entry)
+        evaluator = await self._evaluator(operation, entry)
         await run_in_thread(lambda: self.where.dataset(evaluator.agent_name, asked.dataset_name))
         target = asked.target_field or entry.target_field
         if target is None:
@@ -124,7 +124,7 @@ class Carrier:
 
     async def _drift(self, operation: Operation, entry: AgentEntry) -> Result:
         asked = DriftRequest.model_validate(operation.requested.request)
-        evaluator = self._evaluator(operation, entry)
+        evaluator = await self._evaluator(operation, entry)
         for name in (asked.baseline_dataset, asked.current_dataset):
             await run_in_thread(lambda name=name: self.where.dataset(evaluator.agent_name, name))  # type: ignore[misc]
         found = await evaluator.detect_drift(
@@ -151,11 +151,12 @@ class Carrier:
         found = await self._registry(operation, entry).rollback(asked.to)
         return found.deployment_run, jsonable(vars(found))
 
-    def _evaluator(self, operation: Operation, entry: AgentEntry) -> AsyncModelEvaluator:
+    async def _evaluator(self, operation: Operation, entry: AgentEntry) -> AsyncModelEvaluator:
+        model = await run_in_thread(entry.model)
         return AsyncModelEvaluator(
             operation.requested.agent,
             entry.func,
-            lm=entry.model(),
+            lm=model,
             datasets=self.where.datasets(),
             config=self.where.config,
             max_concurrency=entry.max_concurrency,

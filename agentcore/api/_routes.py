@@ -62,6 +62,9 @@ def _errors(*more: int) -> Errors:
     return {code: {"description": told[code], "content": content} for code in sorted({*every, *more})}
 
 
+_AWAITED: Errors = {202: {"model": OperationReply, "description": "Not finished yet."}, **_errors(404, 409)}
+
+
 def service_of(request: Request) -> Service:
     """The service of the server that answers a request."""
     found: Service = request.app.state.service
@@ -152,7 +155,7 @@ async def optimize(
 @api.post(
     "/{agent}/evaluate_dataset",
     tags=["agents"],
-    responses={202: {"model": OperationReply, "description": "Not finished yet."}, **_errors(404, 409)},
+    responses=_AWAITED,
 )
 async def evaluate_dataset(
     agent: str,
@@ -173,7 +176,7 @@ async def evaluate_dataset(
 @api.post(
     "/{agent}/detect_drift",
     tags=["agents"],
-    responses={202: {"model": OperationReply, "description": "Not finished yet."}, **_errors(404, 409)},
+    responses=_AWAITED,
 )
 async def detect_drift(
     agent: str,
@@ -195,7 +198,7 @@ async def detect_drift(
 @api.post(
     "/{agent}/promote",
     tags=["agents"],
-    responses={202: {"model": OperationReply, "description": "Not finished yet."}, **_errors(404, 409)},
+    responses=_AWAITED,
 )
 async def promote(
     agent: str,
@@ -214,7 +217,7 @@ async def promote(
 @api.post(
     "/{agent}/rollback",
     tags=["agents"],
-    responses={202: {"model": OperationReply, "description": "Not finished yet."}, **_errors(404, 409)},
+    responses=_AWAITED,
 )
 async def rollback(
     agent: str,

@@ -89,22 +89,25 @@ class Tokens:
         return cls([_Token(Caller("local", Role.promote), text.encode())]), text
 
     def caller(self, token: str) -> Caller | None:
-        """Who a token belongs to. It takes the same time for every token."""
-        asked = hashlib.sha256(token.encode("utf-8", "replace")).digest()
-        found = None
-        for item in self._tokens:
-            if hmac.compare_digest(item.digest, asked):
-                found = item.caller
-        return found
+        """Who a token belongs to."""
+        found = self._known(token)
+        return None if found is None else found.caller
 
     def session(self, token: str) -> str | None:
         """The value of a session's cookie, which holds no token; None if the token is unknown."""
-        asked = hashlib.sha256(token.encode("utf-8", "replace")).digest()
+        found = self._known(token)
+        if found is None:
+            return None
         expires = int(time.time()) + _SESSION_SECONDS
+        return f"{expires}.{found.session(expires)}"
+
+    def _known(self, token: str) -> _Token | None:
+        """It takes the same time for every token."""
+        asked = hashlib.sha256(token.encode("utf-8", "replace")).digest()
         found = None
         for item in self._tokens:
             if hmac.compare_digest(item.digest, asked):
-                found = f"{expires}.{item.session(expires)}"
+                found = item
         return found
 
     def caller_of_session(self, cookie: str) -> Caller | None:

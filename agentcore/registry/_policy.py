@@ -1,6 +1,5 @@
 """`GatePolicy`: what a program has to show before it may run in production."""
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -9,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from agentcore.errors import ConfigurationError
 from agentcore.evaluation import Figure
-from agentcore.settings import explain
+from agentcore.settings import explain, read_toml
 
 POLICY_FILE = "gate.toml"
 _TABLE = "[tool.agentcore.gate]"
@@ -95,12 +94,7 @@ def read_policy(source: "GatePolicy | Mapping[str, Any] | str | Path | None" = N
 
 
 def _parsed(path: Path) -> GatePolicy:
-    try:
-        content: Any = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"gate policy {path}: {error.strerror or error}") from None
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigurationError(f"gate policy {path} can't be read: {error}") from None
+    content: Any = read_toml(path, f"gate policy {path}")
     if path.name != "pyproject.toml":
         return _valid(content, str(path))
     tables = content.get("tool", {}).get("agentcore", {})
